@@ -1,113 +1,33 @@
-"""Few errors in native words; `api` maps them to the wire in one table.
+"""The native errors, as the core speaks them."""
 
-Reasons are names of the contract's `ErrorReason` enum without their prefix.
-"""
+from wire.errors import (
+    AlreadyExists,
+    Denied,
+    Exhausted,
+    FactoryError,
+    FieldViolation,
+    Invalid,
+    NotFound,
+    OutOfRange,
+    Refused,
+    Stale,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
-    """One bad field: its path in the request, and what is wrong with it."""
-
-    field: str
-    description: str
-    reason: str = ""
-
-
-@dataclass(eq=False)
-class FactoryError(Exception):
-    """What every error of ours carries: a sentence that names the thing, and a stable reason."""
-
-    message: str
-    reason: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(eq=False)
-class Invalid(FactoryError):
-    """The request cannot be carried out as it is written; `violations` name the fields."""
-
-    reason: str = "FIELD_INVALID"
-    violations: Sequence[FieldViolation] = ()
-
-
-@dataclass(eq=False)
-class NotFound(FactoryError):
-    """No such thing; `resource_type` and `resource_name` tell which."""
-
-    reason: str = "RESOURCE_NOT_FOUND"
-    resource_type: str = ""
-    resource_name: str = ""
-
-
-@dataclass(eq=False)
-class AlreadyExists(FactoryError):
-    """The name, or the request id with another request, is taken."""
-
-    reason: str = "RESOURCE_EXISTS"
-
-
-@dataclass(eq=False)
-class Refused(FactoryError):
-    """The thing's state does not allow it (FAILED_PRECONDITION)."""
-
-    reason: str = "WRONG_STATE"
-
-
-@dataclass(eq=False)
-class Stale(FactoryError):
-    """Another writer was first; look again (ABORTED)."""
-
-    reason: str = "LOST_RACE"
-
-
-@dataclass(eq=False)
-class Exhausted(FactoryError):
-    """A limit is reached; `retry_after_s` says when to come back."""
-
-    reason: str = "LIMIT_REACHED"
-    retry_after_s: float = 1.0
-    quota: str = ""
-
-
-@dataclass(eq=False)
-class Unavailable(FactoryError):
-    """A part did not answer; says nothing about the effect."""
-
-    reason: str = "DEPENDENCY_UNAVAILABLE"
-    retry_after_s: float = 0.5
-
-
-@dataclass(eq=False)
-class Unauthenticated(FactoryError):
-    """Who calls is not proven."""
-
-    reason: str = "CREDENTIALS_INVALID"
-
-
-@dataclass(eq=False)
-class Denied(FactoryError):
-    """Who calls is known and may not."""
-
-    reason: str = "POLICY_DENIED"
-
-
-@dataclass(eq=False)
-class OutOfRange(FactoryError):
-    """A cursor older than what is kept."""
-
-    reason: str = "CURSOR_COMPACTED"
-
-
-@dataclass(eq=False)
-class Unimplemented(FactoryError):
-    """Declared in the contract, not served by this release."""
-
-    reason: str = "NOT_SERVED_YET"
+__all__ = [
+    "AlreadyExists",
+    "Denied",
+    "Exhausted",
+    "FactoryError",
+    "FieldViolation",
+    "Invalid",
+    "NotFound",
+    "OutOfRange",
+    "Refused",
+    "Stale",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]
