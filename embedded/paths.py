@@ -11,7 +11,7 @@ HOME_MAX_CHARS = 50
 """A home longer than this gets a short alias: a unix socket's path must stay under 108 bytes."""
 
 
-class UnsafeDirectory(Exception):
+class UnsafeDirectoryError(Exception):
     """A directory that should be private belongs to somebody else."""
 
 
@@ -35,7 +35,7 @@ def private_dir(path: Path) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise UnsafeDirectory(f"cannot use '{path}': it is not a directory of uid {os.geteuid()}")
+        raise UnsafeDirectoryError(f"cannot use '{path}': it is not a directory of uid {os.geteuid()}")
     return path
 
 
@@ -61,7 +61,7 @@ def _runtime_root() -> Path:
     """Prefer /run for root: it is not swept by cleaners of old temporary files."""
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
         return Path("/run")
-    return Path("/tmp")  # noqa: S108 - the directory below it is private and its owner is checked
+    return Path("/tmp")  # the directory below it is private and its owner is checked
 
 
 def _point(link: Path, target: Path) -> None:

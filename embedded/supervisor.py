@@ -24,7 +24,7 @@ START_ATTEMPTS = 6
 _log = structlog.get_logger("embedded.supervisor")
 
 
-class CannotStart(Exception):
+class CannotStartError(Exception):
     """A service did not become ready; the sentence ends with the tail of its log."""
 
 
@@ -80,7 +80,7 @@ class Supervised:
             await asyncio.sleep(BACKOFF_MIN_S * 2**attempt)  # e.g. Postgres beside its predecessor's zombie
         if self._process is not None:
             await _end(self._process, signal.SIGKILL, 0.0)
-        raise CannotStart(f"cannot start '{self.service.name}': {tail(self.service.command)}")
+        raise CannotStartError(f"cannot start '{self.service.name}': {tail(self.service.command)}")
 
     async def keep(self) -> None:
         """Restart the service whenever it exits, until stop() is called."""
@@ -129,8 +129,10 @@ class Supervised:
     async def _restart(self) -> None:
         try:
             await self.start()
-        except CannotStart as error:
-            _log.error("service not ready", action="service.failed", service=self.service.name, why=str(error))
+        except CannotStartError as error:
+            _log.error(
+                "service not ready", action="service.failed", service=self.service.name, why=str(error)
+            )
             return
         self.restarts += 1
         _log.info("service restarted", action="service.restarted", service=self.service.name, pid=self.pid)

@@ -32,10 +32,11 @@ _MNT_DETACH = 2
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _LAST_CAP = 63
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache")
+_SCRATCH = ("/dev/shm", "/tmp")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """The service cannot run here; the sentence says why."""
 
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
             _enter(_Libc(), box)
         os.chdir(spec["cwd"])
         os.execve(spec["argv"][0], spec["argv"], dict(os.environ))
-    except (OSError, Unreachable) as error:
+    except (OSError, UnreachableError) as error:
         sys.stderr.write(f"cannot start '{spec['name']}': {error}\n")
         sys.exit(EX_UNAVAILABLE)
 
@@ -139,46 +140,50 @@ def _unshare(libc: _Libc) -> bool:
 
 
 def _build_root(libc: _Libc, box: dict[str, Any]) -> None:
-    root: str = box["root"]
+    root = Path(box["root"])
     libc.mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-    libc.mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
-    for path in _SYSTEM:
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), root + path)
-        elif os.path.exists(path):
-            _bind(libc, path, root + path, writable=False)
-    for path in _DEVICES:
-        _bind(libc, path, root + path, writable=True, devices=True)
-    for path in ("/dev/shm", "/tmp"):  # noqa: S108 - mount points of private tmpfs
-        os.makedirs(root + path, exist_ok=True)
-        libc.mount("tmpfs", root + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
+    libc.mount("tmpfs", str(root), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
+    for path in map(Path, _SYSTEM):
+        if path.is_symlink():
+            _inside(root, path).symlink_to(path.readlink())
+        elif path.exists():
+            _bind(libc, path, _inside(root, path), writable=False)
+    for path in map(Path, _DEVICES):
+        _bind(libc, path, _inside(root, path), writable=True, devices=True)
+    for path in map(Path, _SCRATCH):
+        _inside(root, path).mkdir(parents=True)
+        libc.mount("tmpfs", str(_inside(root, path)), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
     _name_user(root, box["uid"] or INNER_UID)
     for source, target, mode in box["binds"]:
-        _bind(libc, source, root + target, writable=mode == "rw")
+        _bind(libc, Path(source), _inside(root, Path(target)), writable=mode == "rw")
     os.chdir(root)
     libc("pivot_root", b".", b".")
     libc("umount2", b".", _MNT_DETACH)
     os.chdir("/")
 
 
-def _bind(libc: _Libc, source: str, target: str, *, writable: bool, devices: bool = False) -> None:
-    if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
+def _inside(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def _bind(libc: _Libc, source: Path, target: Path, *, writable: bool, devices: bool = False) -> None:
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        Path(target).touch()
-    libc.mount(source, target, None, _MS_BIND | _MS_REC)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    libc.mount(str(source), str(target), None, _MS_BIND | _MS_REC)
     # A mount inherited from an outer user namespace refuses to lose its flags: keep those it has.
     kept = os.statvfs(target).f_flag & (_MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     flags = _MS_NOSUID | kept | (0 if devices else _MS_NODEV) | (0 if writable else _MS_RDONLY)
-    libc.mount("none", target, None, _MS_BIND | _MS_REMOUNT | flags)
+    libc.mount("none", str(target), None, _MS_BIND | _MS_REMOUNT | flags)
 
 
-def _name_user(root: str, uid: int) -> None:
+def _name_user(root: Path, uid: int) -> None:
     """Give the uid a name inside the box: initdb asks for one, and the host need not have it."""
-    os.makedirs(root + "/etc", exist_ok=True)
-    Path(root + "/etc/passwd").write_text(f"service:x:{uid}:{uid}::/:/bin/false\n")
-    Path(root + "/etc/group").write_text(f"service:x:{uid}:\n")
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/passwd").write_text(f"service:x:{uid}:{uid}::/:/bin/false\n")
+    (root / "etc/group").write_text(f"service:x:{uid}:\n")
 
 
 def _drop(libc: _Libc, uid: int, proc: int) -> None:
@@ -197,7 +202,11 @@ def _drop(libc: _Libc, uid: int, proc: int) -> None:
 def _rename_root(libc: _Libc, proc: int) -> None:
     """Where only uid 0 is mapped (root of a rootless container), be somebody else to the service alone."""
     libc("unshare", _CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{INNER_UID} 0 1"), ("gid_map", f"{INNER_UID} 0 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{INNER_UID} 0 1"),
+        ("gid_map", f"{INNER_UID} 0 1"),
+    ):
         fd = os.open(name, os.O_WRONLY, dir_fd=proc)
         os.write(fd, text.encode())
         os.close(fd)
@@ -206,13 +215,13 @@ def _rename_root(libc: _Libc, proc: int) -> None:
 def _check_reach(box: dict[str, Any]) -> None:
     for _, target, mode in box["binds"]:
         if not os.access(target, os.R_OK | os.X_OK | (os.W_OK if mode == "rw" else 0)):
-            raise Unreachable(
-                f"namespaces are refused here and uid {box['uid']} cannot reach '{target}';"
-                " run as an ordinary user, or keep the home and the virtual environment outside 0700 directories"
+            raise UnreachableError(
+                f"namespaces are refused here and uid {box['uid']} cannot reach '{target}'; run as an ordinary"
+                " user, or keep the home and the virtual environment outside directories of mode 0700"
             )
 
 
-# --- choosing the uid (called by the launcher's side) --------------------------------------------------------
+# --- choosing the uid (the caller's side) --------------------------------------------------------
 
 
 def choose_uid(preferred: int, data: Path) -> int:

