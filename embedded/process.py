@@ -169,3 +169,10 @@ def bound_log(log: Path) -> None:
         file.seek(-LOG_MAX_BYTES // 2, os.SEEK_END)
         log.with_name(log.name + ".1").write_bytes(file.read())
     os.truncate(log, 0)
+
+
+def is_running(home: Path, name: str) -> bool:
+    """True when a service of that name runs under the home."""
+    file = Command(name, (), home).pidfile
+    record = svcbox.parse_record(file.read_text()) if file.exists() else None
+    return record is not None and svcbox.alive(record)

@@ -216,8 +216,8 @@ def _check_reach(box: dict[str, Any]) -> None:
     for _, target, mode in box["binds"]:
         if not os.access(target, os.R_OK | os.X_OK | (os.W_OK if mode == "rw" else 0)):
             raise UnreachableError(
-                f"namespaces are refused here and uid {box['uid']} cannot reach '{target}'; run as an ordinary"
-                " user, or keep the home and the virtual environment outside directories of mode 0700"
+                f"namespaces are refused here and uid {box['uid']} cannot reach '{target}'; run as an"
+                " ordinary user, or keep the home and the virtual environment outside 0700 directories"
             )
 
 

@@ -1,0 +1,38 @@
+"""Serve the whole stack in the foreground: `python -m embedded --home run`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedded.paths import UnsafeDirectoryError
+from embedded.stack import AlreadyServedError, serve
+from embedded.supervisor import CannotStartError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m embedded", description=__doc__)
+    default = os.environ.get("HYPERFACTORY_HOME", "run")
+    parser.add_argument("--home", type=Path, default=Path(default), help="where everything is kept")
+    parser.add_argument("--leave-sandboxes", action="store_true", help="stop the programs, not the agents")
+    args = parser.parse_args(argv)
+    try:
+        asyncio.run(serve(args.home, say=_say, destroy=not args.leave_sandboxes))
+    except (AlreadyServedError, CannotStartError, UnsafeDirectoryError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
