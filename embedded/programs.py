@@ -17,9 +17,7 @@ STATUS_MAX_BYTES = 256
 
 def factory(home: Path, ports: Mapping[str, int], database_url: str, bus_url: str) -> Service:
     """Describe the factory server; it also makes the PKI that the others need."""
-    return _service(
-        home, "factory", factory_command(home, ports, database_url, bus_url), ports["factory_metrics"]
-    )
+    return _service(factory_command(home, ports, database_url, bus_url), ports["factory_metrics"])
 
 
 def factory_command(
