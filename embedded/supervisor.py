@@ -19,7 +19,7 @@ STEADY_S = 30.0
 """A service that ran this long begins its backoff anew."""
 KILL_WITHIN_S = 5.0
 LOG_CHECK_S = 20.0
-START_ATTEMPTS = 6
+START_ATTEMPTS = 5
 
 _log = structlog.get_logger("embedded.supervisor")
 
@@ -75,7 +75,7 @@ class Supervised:
             self._process = await self._adopt() or await self._spawn()
             if await self._becomes_ready(self._process, deadline):
                 return
-            if loop.time() >= deadline:
+            if loop.time() >= deadline or attempt == START_ATTEMPTS - 1:
                 break
             await asyncio.sleep(BACKOFF_MIN_S * 2**attempt)  # e.g. Postgres beside its predecessor's zombie
         if self._process is not None:
