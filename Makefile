@@ -1,0 +1,46 @@
+# One word per thing one may want; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo serve test check gen bench chaos dockerd agent-image clean
+HOME_DIR ?= $(or $(HYPERFACTORY_HOME),run)
+PY := .venv/bin/python
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: ## make .venv with everything that demo and serve need (quick when done before)
+	@scripts/setup.sh embedded
+
+setup-dev:
+	@scripts/setup.sh embedded,dev
+
+demo: setup ## assemble a real crew, run a mission, lose an agent on purpose, leave nothing behind
+	@.venv/bin/hyperfactory demo
+
+serve: setup ## run the stack in the foreground; credentials in run/client.json; Ctrl-C stops it
+	@exec $(PY) -m embedded --home $(HOME_DIR)
+
+test: setup-dev ## run every test
+	@.venv/bin/pytest $(ARGS)
+
+check: setup-dev ## format, lint, types, floors, contract, freshness of gen/ (a minute at most)
+	@scripts/check.sh
+
+gen: setup-dev ## regenerate gen/ from proto/
+	@scripts/gen.sh
+
+bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their floors
+	@if [ -f bench/__main__.py ]; then exec $(PY) -m bench; else echo "bench belongs to a later release"; fi
+
+chaos: ## (later release) break a running stack on purpose
+	@echo "chaos belongs to a later release"
+
+dockerd: ## (later release) start a Docker engine with user namespaces
+	@echo "dockerd belongs to a later release"
+
+agent-image: ## (later release) build the agents' container image
+	@echo "agent-image belongs to a later release"
+
+clean: ## remove caches and the stopped stack's files; keeps .venv
+	@if [ -e $(HOME_DIR)/client.json ]; then echo "cannot clean: a stack serves $(HOME_DIR); stop it first" >&2; exit 1; fi
+	@rm -rf $(HOME_DIR) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Everything that needs no running service: format, lint, types, floors, contract, freshness of gen/.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+
+step() {
+  local name=$1 since=$SECONDS; shift
+  if "$@" >"$work/out" 2>&1; then
+    printf '  ok    %-22s %3ss\n' "$name" $((SECONDS - since))
+  else
+    printf '  FAIL  %-22s %3ss\n' "$name" $((SECONDS - since))
+    sed 's/^/        /' "$work/out"
+    failed=1
+  fi
+}
+
+packages() {
+  for init in */__init__.py; do
+    case $init in tests/*|gen/*) ;; *) dirname "$init" ;; esac
+  done
+}
+
+breaking() {
+  buf breaking --against "$work/contract.binpb" --against-config buf.yaml
+}
+
+gen_is_fresh() {
+  scripts/gen.sh "$work/gen" && diff -r -q -x '__pycache__' gen "$work/gen" \
+    || { echo "gen/ is stale: run make gen"; return 1; }
+}
+
+step "ruff format" ruff format --check --quiet .
+step "ruff check" ruff check --quiet .
+# shellcheck disable=SC2046
+step "mypy --strict" mypy --no-error-summary $(for package in $(packages); do printf -- '-p %s ' "$package"; done)
+step "import floors" lint-imports --config .importlinter --no-cache
+step "buf lint" buf lint
+step "buf format" buf format -d --exit-code proto
+tag=$(git describe --tags --abbrev=0 2>/dev/null || true)
+if [ -z "$tag" ]; then
+  echo "  skip  buf breaking           no tag in this checkout: nothing to compare the contract with"
+elif ! git cat-file -e "$tag:gen/hyperfactory.binpb" 2>/dev/null; then
+  echo "  skip  buf breaking           tag $tag has no contract yet"
+else
+  git show "$tag:gen/hyperfactory.binpb" >"$work/contract.binpb"
+  step "buf breaking ($tag)" breaking
+fi
+step "gen is fresh" gen_is_fresh
+[ $failed = 0 ] && echo "check passed in ${SECONDS}s"
+exit $failed
