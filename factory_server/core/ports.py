@@ -399,3 +399,30 @@ class Identities(Protocol):
 
     def token_ttl_s(self) -> float:
         """How long a token lives; identities are renewed at half of it."""
+
+
+class Line(Protocol):
+    """The factory's line to one instance, over its control socket. Raises Unavailable where it is silent."""
+
+    async def assume(
+        self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
+    ) -> agent_service_pb2.AssumeResponse:
+        """Make the instance an agent. Invalid or Refused where the profile is broken."""
+
+    def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
+        """Open the session and yield receipts as they come, first an empty batch when it stands; ends or raises
+        Unavailable when the session breaks."""
+
+    async def send(self, item: agent_service_pb2.DeliverRequest) -> None:
+        """Put an item on the session. Unavailable without one."""
+
+    def run_task(
+        self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
+    ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
+        """Run a task; progress, then the result."""
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Let tasks end, up to the grace."""
+
+    async def close(self) -> None:
+        """Let go of the line; the instance lives on."""

@@ -1,0 +1,123 @@
+"""Decide what an agent needs next, from its row, its crew's row and the time: the reconciler's judgement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from hyperfactory.v1 import crew_service_pb2
+
+from factory_server.core.lifecycle import AgentState, CrewState
+from factory_server.core.model import AgentRow, CrewRow
+
+READY_TIMEOUT_S = 30.0
+MAX_REPLACEMENTS = 5
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MAX_S = 30.0
+BUDGET_WINDOW_S = 600.0
+"""Replacements are counted within 10 minutes (design, crash loops)."""
+
+
+class Job(StrEnum):
+    """What the reconciler does for an agent."""
+
+    NONE = "none"
+    CREATE = "create"
+    ASSUME = "assume"
+    ATTEND = "attend"
+    RELEASE = "release"
+    REPLACE = "replace"
+    GIVE_UP = "give_up"
+    DISBAND = "disband"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A job, and when it is due (None: now). `reason` and `message` say why where a step follows from it."""
+
+    job: Job
+    due: datetime | None = None
+    reason: str = ""
+    message: str = ""
+
+
+def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
+    """The next job of an agent; the same answer however often it is asked."""
+    match agent.state:
+        case AgentState.PROVISIONING:
+            return _provision(agent, crew, now)
+        case AgentState.WARMING:
+            return Decision(Job.ASSUME)
+        case AgentState.BUSY if agent.lease_until is not None and agent.lease_until <= now:
+            return Decision(Job.RELEASE, reason="LeaseExpired", message="the task's lease ran out")
+        case AgentState.READY | AgentState.BUSY:
+            return Decision(Job.ATTEND)
+        case AgentState.UNHEALTHY:
+            return _heal(agent, crew)
+        case AgentState.DRAINING:
+            return Decision(Job.DRAIN)
+        case AgentState.HIBERNATING | AgentState.STOPPED | AgentState.FAILED:
+            return Decision(Job.NONE)
+
+
+def _provision(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
+    waited = now - agent.updated_at
+    if crew.state is CrewState.ASSEMBLING and waited > timedelta(seconds=ready_timeout_s(agent)):
+        return Decision(
+            Job.GIVE_UP,
+            reason="ReadyTimeout",
+            message=agent.message or "no instance within the ready timeout",
+        )
+    return Decision(Job.CREATE, due=agent.not_before)
+
+
+def _heal(agent: AgentRow, crew: CrewRow) -> Decision:
+    """Replace, give up, or end the crew, as its policy and the agent's budget say."""
+    policy = crew.manifest.policy.on_member_failure
+    if policy == crew_service_pb2.MEMBER_FAILURE_LEAVE:
+        return Decision(Job.GIVE_UP, reason="LeftByPolicy", message="the crew's policy leaves lost members")
+    if policy == crew_service_pb2.MEMBER_FAILURE_DISBAND and crew.state is not CrewState.ASSEMBLING:
+        return Decision(Job.DISBAND, reason="MemberLost", message=f"{agent.name} was lost: {agent.message}")
+    spent = replacements_now(agent, agent.updated_at)
+    if spent >= (agent.spec.max_replacements or MAX_REPLACEMENTS):
+        return Decision(
+            Job.GIVE_UP,
+            reason="BudgetSpent",
+            message=f"{spent} replacements within 10 min; last: {agent.message}",
+        )
+    return Decision(Job.REPLACE, due=agent.updated_at + timedelta(seconds=backoff_s(spent)))
+
+
+def replacements_now(agent: AgentRow, at: datetime) -> int:
+    """Replacements within the present window."""
+    since = agent.replaced_since
+    if since is None or at - since > timedelta(seconds=BUDGET_WINDOW_S):
+        return 0
+    return agent.replacements
+
+
+def backoff_s(replacements: int) -> float:
+    """The first replacement is immediate, then 0.2 s, 0.4 s … to 30 s."""
+    if replacements == 0:
+        return 0.0
+    return min(BACKOFF_FIRST_S * float(2 ** (replacements - 1)), BACKOFF_MAX_S)
+
+
+def create_backoff_s(attempt: int) -> float:
+    """Pause after the n-th failed attempt (from 1) to make an instance."""
+    return min(BACKOFF_FIRST_S * float(2 ** (attempt - 1)), BACKOFF_MAX_S)
+
+
+def ready_timeout_s(agent: AgentRow) -> float:
+    """How long an instance may take from start to READY."""
+    spec = agent.spec
+    if not spec.HasField("ready_timeout"):
+        return READY_TIMEOUT_S
+    return spec.ready_timeout.ToTimedelta().total_seconds()
+
+
+def crew_expired(crew: CrewRow, now: datetime) -> bool:
+    """At `now == expires_at` it has expired."""
+    return not crew.wish_gone and crew.expires_at is not None and crew.expires_at <= now
