@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from hyperfactory.v1 import crew_service_pb2, types_pb2
-
 from factory_server.core.errors import FieldViolation, Invalid
 from factory_server.core.model import AgentPlan, CrewPlan, ProfileRow
+from hyperfactory.v1 import crew_service_pb2, types_pb2
 
 MANIFEST_BYTES_MAX = 256 * 1024
 MEMBERS_MAX = 500

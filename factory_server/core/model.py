@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from hyperfactory.v1 import crew_service_pb2, events_pb2, types_pb2
-
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
+from hyperfactory.v1 import crew_service_pb2, events_pb2, types_pb2
 
 
 class InstanceState(StrEnum):

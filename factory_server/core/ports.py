@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from hyperfactory.v1 import agent_service_pb2, events_pb2
-
 from factory_server.core import model
+from hyperfactory.v1 import agent_service_pb2, events_pb2
 
 
 @dataclass(frozen=True, slots=True)

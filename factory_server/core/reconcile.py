@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from hyperfactory.v1 import crew_service_pb2
-
 from factory_server.core.lifecycle import AgentState, CrewState
 from factory_server.core.model import AgentRow, CrewRow
+from hyperfactory.v1 import crew_service_pb2
 
 READY_TIMEOUT_S = 30.0
 MAX_REPLACEMENTS = 5
