@@ -111,3 +111,24 @@ class Unimplemented(FactoryError):
     """Declared in the contract, not served by this release."""
 
     reason: str = "NOT_SERVED_YET"
+
+
+@dataclass(eq=False)
+class DeadlineExceeded(FactoryError):
+    """Time ran out; the work may go on, as the method says."""
+
+    reason: str = "DEADLINE_EXCEEDED"
+
+
+@dataclass(eq=False)
+class AgentCodeFailed(FactoryError):
+    """The agent's own code raised an error."""
+
+    reason: str = "AGENT_CODE_FAILED"
+
+
+@dataclass(eq=False)
+class Internal(FactoryError):
+    """A defect of ours; the text says nothing, the log line with the `incident` tells more."""
+
+    reason: str = "INTERNAL"
