@@ -1,0 +1,31 @@
+"""Drivers make sandboxes; `open_driver` picks one by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from factory_server.core.sandbox import Driver
+
+KINDS = ("auto", "namespaces", "fake")
+
+
+def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.0) -> Driver:
+    """The driver called `kind`, not yet started; `auto` is the best that this release has.
+
+    Imports wait until here: the fork server imports this package and must stay light and single-threaded.
+    """
+    from factory_server.core.errors import Invalid
+
+    match kind:
+        case "auto" | "namespaces":
+            from factory_server.drivers.namespaces.driver import NamespacesDriver
+
+            return NamespacesDriver(state_dir, factory=factory, leash_s=leash_s)
+        case "fake":
+            from factory_server.drivers.fake import FakeDriver
+
+            return FakeDriver(state_dir)
+        case _:
+            raise Invalid(f"no driver is called '{kind}'; there are {', '.join(KINDS)}")

@@ -1,0 +1,79 @@
+"""Hand every exit to every consumer, each from the moment it asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from factory_server.core.errors import Unavailable
+from factory_server.core.sandbox import Exit
+
+PENDING_MAX: Final = 10_000
+
+
+class ExitStream:
+    """One consumer's view; `ensure` is called when the source was lost, and may renew it."""
+
+    def __init__(self, hub: ExitHub) -> None:
+        self._hub = hub
+        self._pending: asyncio.Queue[Exit | None] = asyncio.Queue(PENDING_MAX + 1)
+        self._overflown = False
+
+    def push(self, item: Exit | None) -> None:
+        """Add an exit, or None for a lost source."""
+        if self._pending.qsize() >= PENDING_MAX:
+            self._overflown = True
+            return
+        self._pending.put_nowait(item)
+
+    def __aiter__(self) -> ExitStream:
+        return self
+
+    async def __anext__(self) -> Exit:
+        while True:
+            if self._hub.closed and self._pending.empty():
+                self._hub.leave(self)
+                raise StopAsyncIteration
+            if self._overflown:
+                self._hub.leave(self)
+                raise Unavailable("exits were lost: a consumer was too slow; look at the list again")
+            item = await self._pending.get()
+            if item is not None:
+                return item
+            if not self._hub.closed:
+                await self._hub.renew()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._hub.leave(self)
+
+
+class ExitHub:
+    """The source of all streams of one driver."""
+
+    def __init__(self, renew: Callable[[], Awaitable[None]]) -> None:
+        self.renew = renew
+        self.closed = False
+        self._streams: list[ExitStream] = []
+
+    def stream(self) -> ExitStream:
+        """A new consumer."""
+        stream = ExitStream(self)
+        self._streams.append(stream)
+        return stream
+
+    def leave(self, stream: ExitStream) -> None:
+        """Forget a consumer."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+
+    def push(self, item: Exit | None) -> None:
+        """Tell all consumers."""
+        for stream in self._streams:
+            stream.push(item)
+
+    def close(self) -> None:
+        """End all streams."""
+        self.closed = True
+        self.push(None)

@@ -1,0 +1,376 @@
+"""The `namespaces` driver: the factory's hand on its fork server and on the sandboxes' files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from factory_server.core.errors import Exhausted, Invalid, NotFound, Unavailable
+from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
+from factory_server.drivers.exitstream import ExitHub
+from factory_server.drivers.namespaces import findings, launcher, logs, probe, processes, protocol, wiring
+from factory_server.drivers.namespaces.cgroups import Cgroups, Group
+from factory_server.drivers.namespaces.client import ForkClient, RejectedError
+from factory_server.drivers.namespaces.protocol import Message
+from factory_server.drivers.namespaces.records import stem
+
+CALL_MAX_S: Final = 10.0
+DESTROY_MAX_S: Final = 10.0
+PROBE_MAX_S: Final = 10.0
+FREEZE_MAX_S: Final = 2.0
+FREEZE_POLL_S: Final = 0.001
+LOG_POLL_S: Final = 0.1  # only while somebody follows
+FILE_THREADS: Final = 2
+ENTRY: Final = "agent_runtime.boot:run"
+PACKAGES: Final = ("agent_runtime", "wire", "hyperfactory", "buf")
+_INSTANCE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_LINK: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+T = TypeVar("T")
+
+
+class NamespacesDriver:
+    """Implements `core.sandbox.Driver` with Linux namespaces on this host."""
+
+    name = "namespaces"
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        factory: str,
+        entry: str = ENTRY,
+        packages: Iterable[str] = PACKAGES,
+        leash_s: float = 0.0,
+        rootless: bool | None = None,
+    ) -> None:
+        self._where = launcher.places(state_dir)
+        self._factory = factory
+        self._entry = entry
+        self._packages = tuple(packages)
+        self._leash_s = leash_s
+        self._rootless = rootless
+        self._client: ForkClient | None = None
+        self._connecting = asyncio.Lock()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._known: dict[str, Message] = {}
+        self._cgroups = Cgroups((), factory)
+        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
+        self._exits = ExitHub(self._renew)
+
+    # Life of the driver
+
+    async def start(self) -> None:
+        """Find or start the fork server, and wipe what no sandbox owns any more."""
+        await self._in_thread(self._where.make)
+        await self._connected()
+        for item in (await self._ask("list", CALL_MAX_S))["items"]:
+            if item["ended"]:
+                await self.destroy(item["instance"])
+        known = {stem(instance) for instance in self._known}
+        await self._in_thread(self._sweep, known)
+
+    async def close(self) -> None:
+        """Hang up; the fork server and its sandboxes live on."""
+        self._exits.close()
+        if self._client is not None:
+            self._client.close()
+        self._files.shutdown(wait=False)
+
+    async def terminate(self) -> None:
+        """Destroy every sandbox, end the fork server and remove all files; for a clean stop."""
+        client = await self._connected()
+        with contextlib.suppress(Unavailable):  # it may be gone before its answer is read
+            await client.request("stop", deadline_s=CALL_MAX_S, kill=True)
+        async with asyncio.timeout(DESTROY_MAX_S):
+            await client.lost.wait()
+        await self._in_thread(self._remove_everything)
+        await self.close()
+
+    def _remove_everything(self) -> None:
+        shutil.rmtree(self._where.sockets, ignore_errors=True)
+        for name in ("instances", "logs", "root"):
+            shutil.rmtree(self._where.state / name, ignore_errors=True)
+        for name in ("zygote.log", "zygote.lock"):
+            (self._where.state / name).unlink(missing_ok=True)
+
+    def _sweep(self, known: set[str]) -> None:
+        for part in ("own", "peers"):
+            for path in (self._where.sockets / part).iterdir():
+                if path.name not in known:
+                    shutil.rmtree(path, ignore_errors=True)
+        for part in ("ctl", "svc"):
+            for path in (self._where.sockets / part).iterdir():
+                if path.name.removesuffix(".sock") not in known:
+                    path.unlink(missing_ok=True)
+
+    async def _connected(self) -> ForkClient:
+        """The fork server's connection, renewed if it broke; starts the server if there is none."""
+        async with self._connecting:
+            if self._client is not None and self._client.connected:
+                return self._client
+            self._client = await self._find_or_launch()
+            await self._look_again(self._client)
+            return self._client
+
+    async def _find_or_launch(self) -> ForkClient:
+        wish = await self._in_thread(self._settings, bool(self._rootless))
+        client = self._new_client()
+        try:
+            await client.connect(self._where.fork_server)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return await self._launch()
+        self._rootless = bool(client.greeting["rootless"])
+        if client.greeting["fingerprint"] == wish.fingerprint:
+            return client
+        # It would fork yesterday's code. Its agents outlive it, and a successor adopts them.
+        with contextlib.suppress(Unavailable):
+            await client.request("stop", deadline_s=CALL_MAX_S, kill=False)
+        return await self._launch()
+
+    async def _launch(self) -> ForkClient:
+        """Start a fork server at the strongest tier that this host allows."""
+        tries = [self._rootless] if self._rootless is not None else [False, True][os.geteuid() != 0 :]
+        reasons = []
+        for rootless in tries:
+            wish = await self._in_thread(self._settings, rootless)
+            try:
+                await self._in_thread(launcher.launch, wish)
+            except Unavailable as error:
+                reasons.append(f"{'rootless' if rootless else 'full'}: {error}")
+                continue
+            client = self._new_client()
+            await client.connect(self._where.fork_server)
+            self._rootless = rootless
+            return client
+        raise Unavailable(findings.no_tier(reasons))
+
+    def _settings(self, rootless: bool) -> launcher.Settings:
+        return launcher.settings(
+            self._where,
+            factory=self._factory,
+            entry=self._entry,
+            packages=self._packages,
+            rootless=rootless,
+            leash_s=self._leash_s,
+        )
+
+    def _new_client(self) -> ForkClient:
+        return ForkClient(on_event=self._on_event, on_lost=lambda: self._exits.push(None))
+
+    async def _renew(self) -> None:
+        await self._connected()
+
+    async def _look_again(self, client: ForkClient) -> None:
+        """After a gap nobody saw the exits: whoever was there and is not any more has ended."""
+        items = (await client.request("list", deadline_s=CALL_MAX_S))["items"]
+        alive = {item["instance"]: item for item in items if item["ready"] and not item["ended"]}
+        for instance in self._known.keys() - alive.keys():
+            self._exits.push(Exit(instance))
+        self._known = alive
+
+    def _on_event(self, message: Message) -> None:
+        instance = message["instance"]
+        self._known.pop(instance, None)
+        self._exits.push(Exit(instance, message["code"], message["signal"], message["oom"]))
+
+    async def _ask(self, op: str, deadline_s: float, **body: object) -> Message:
+        client = await self._connected()
+        return await client.request(op, deadline_s=deadline_s, **body)
+
+    async def _in_thread(self, action: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, action, *arguments)
+
+    def _lock(self, instance: str) -> asyncio.Lock:
+        return self._locks.setdefault(instance, asyncio.Lock())
+
+    # Verbs
+
+    async def probe(self) -> DriverInfo:
+        """Run a sandbox that tries to get out, and report what held."""
+        instance = f"probe-{secrets.token_hex(4)}"
+        limits = Limits(pids_max=probe.PIDS_MAX, workspace_bytes=probe.WORKSPACE_BYTES)
+        wish = {**_wish(SandboxSpec(instance, limits=limits)), "probe": True}
+        try:
+            answer = await self._ask("create", PROBE_MAX_S, wish=wish)
+        except RejectedError as error:
+            raise Unavailable(f"cannot probe: {error}") from error
+        finally:
+            await self.destroy(instance)
+        tier = Tier.ROOTLESS if self._rootless else Tier.FULL
+        report = json.loads(answer["report"])
+        return DriverInfo(self.name, tier, findings.properties(tier, report, answer["missing"], answer["groups"]))
+
+    async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
+        """Fork the instance, or find it; its control socket answers."""
+        wish = _wish(spec)
+        try:
+            answer = await self._create(wish, deadline_s)
+        except RejectedError as error:
+            if error.kind == protocol.EXHAUSTED:
+                raise Exhausted(f"cannot create '{spec.instance}': {error}", quota="sandboxes") from error
+            raise Unavailable(f"cannot create '{spec.instance}': {error}") from error
+        self._known[spec.instance] = answer
+        return self._sandbox(answer)
+
+    async def _create(self, wish: Message, deadline_s: float) -> Message:
+        try:
+            return await self._ask("create", deadline_s, wish=wish)
+        except RejectedError as error:
+            if error.kind != protocol.EXITED:
+                raise
+        await self.destroy(wish["instance"])  # what an earlier life of this name left
+        return await self._ask("create", deadline_s, wish=wish)
+
+    def _sandbox(self, item: Message) -> Sandbox:
+        path = self._where.sockets / "ctl" / f"{stem(item['instance'])}.sock"
+        return Sandbox(
+            item["instance"], self.name, f"unix://{path}", host_pid=item["pid"], labels=item["labels"]
+        )
+
+    async def list(self) -> Sequence[Sandbox]:
+        """Every instance that serves."""
+        items = (await self._ask("list", CALL_MAX_S))["items"]
+        return [self._sandbox(item) for item in items if item["ready"] and not item["ended"]]
+
+    async def publish(self, instance: str) -> str:
+        """Take the service socket over, and its directory away from the agent."""
+        self._live(instance)
+        async with self._lock(instance):
+            return await self._in_thread(self._publish, instance)
+
+    def _publish(self, instance: str) -> str:
+        own = self._where.sockets / "own" / stem(instance)
+        target = self._where.sockets / "svc" / f"{stem(instance)}.sock"
+        try:
+            wiring.adopt(own / "svc.sock", target, mode=wiring.PEER_MODE)
+            if not self._rootless:
+                wiring.seal(own)
+        except OSError as error:
+            raise Unavailable(f"cannot publish '{instance}': {error}") from error
+        return f"unix://{target}"
+
+    async def wire(self, instance: str, links: Mapping[str, str]) -> None:
+        """Show exactly these sockets to the instance."""
+        for name in links:
+            if not _LINK.fullmatch(name):
+                raise Invalid(f"cannot wire '{instance}': '{name}' is not a link name")
+        self._live(instance)
+        async with self._lock(instance):
+            missing = await self._in_thread(self._wire, instance, dict(links))
+        if missing:
+            raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
+
+    def _wire(self, instance: str, links: dict[str, str]) -> Sequence[str]:
+        try:
+            return wiring.wire(self._where.sockets / "peers" / stem(instance), links)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise Invalid(f"cannot wire '{instance}': {error.filename} lies on another filesystem") from error
+            raise Unavailable(f"cannot wire '{instance}': {error}") from error
+
+    async def freeze(self, instance: str) -> None:
+        """Stop every process of the instance."""
+        await self._set_frozen(instance, frozen=True)
+
+    async def thaw(self, instance: str) -> None:
+        """Let them run again."""
+        await self._set_frozen(instance, frozen=False)
+
+    async def _set_frozen(self, instance: str, *, frozen: bool) -> None:
+        item = self._live(instance)
+        groups = _groups(item)
+        try:
+            if not self._cgroups.freeze(groups, frozen=frozen):
+                await self._in_thread(processes.stop if frozen else processes.resume, item["pid"])
+                return
+            async with asyncio.timeout(FREEZE_MAX_S):
+                while self._cgroups.is_frozen(groups) != frozen:
+                    await asyncio.sleep(FREEZE_POLL_S)
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"cannot {'freeze' if frozen else 'thaw'} '{instance}': {error!r}") from error
+
+    async def destroy(self, instance: str) -> None:
+        """Kill, reap and wipe."""
+        async with self._lock(instance):
+            try:
+                await self._ask("destroy", DESTROY_MAX_S, instance=instance)
+            except RejectedError as error:
+                raise Unavailable(f"cannot destroy '{instance}': {error}") from error
+            self._known.pop(instance, None)
+            await self._in_thread(self._remove_files, stem(instance))
+        if not self._lock(instance).locked():
+            self._locks.pop(instance, None)
+
+    def _remove_files(self, name: str) -> None:
+        for part in ("own", "peers"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._where.sockets / part / name)
+        for part in ("ctl", "svc"):
+            (self._where.sockets / part / f"{name}.sock").unlink(missing_ok=True)
+
+    def exits(self) -> AsyncIterator[Exit]:
+        """Instances that ended, from now on; reading it also revives a dead fork server."""
+        return self._exits.stream()
+
+    async def stats(self, instance: str) -> Usage:
+        """Read the groups, or the processes where there are no groups."""
+        item = self._live(instance)
+        groups = _groups(item)
+        try:
+            if "memory" in item["missing"]:
+                return Usage(*await self._in_thread(processes.usage, item["pid"]))
+            return Usage(*await self._in_thread(self._cgroups.usage, groups))
+        except OSError as error:
+            raise Unavailable(f"cannot read what '{instance}' uses: {error}") from error
+
+    async def logs(self, instance: str, *, tail_bytes: int, follow: bool) -> AsyncIterator[LogChunk]:
+        """The newest output, then what is added while the instance lives."""
+        directory, name = self._where.state / "logs", stem(instance)
+        position, data = await self._in_thread(logs.tail, directory, name, tail_bytes)
+        while True:
+            if data:
+                yield LogChunk(data, position)
+            position += len(data)
+            alive = instance in self._known
+            if not follow or (not alive and not data):
+                return
+            if alive:
+                await asyncio.sleep(LOG_POLL_S)
+            position, data = await self._in_thread(logs.since, directory, name, position)
+
+    def _live(self, instance: str) -> Message:
+        item = self._known.get(instance)
+        if item is None:
+            raise NotFound(f"no sandbox '{instance}'", resource_type="sandbox", resource_name=instance)
+        return item
+
+
+def _wish(spec: SandboxSpec) -> Message:
+    if not _INSTANCE.fullmatch(spec.instance):
+        raise Invalid(f"'{spec.instance}' is not a name for a sandbox")
+    if len(json.dumps(dict(spec.labels))) > protocol.LABELS_MAX_BYTES:
+        raise Invalid(f"the labels of '{spec.instance}' are longer than {protocol.LABELS_MAX_BYTES} bytes")
+    wanted, default = spec.limits, Limits()
+    return {
+        "instance": spec.instance,
+        "labels": dict(spec.labels),
+        "memory_bytes": wanted.memory_bytes or default.memory_bytes,
+        "pids_max": wanted.pids_max or default.pids_max,
+        "cpu_millis": wanted.cpu_millis or default.cpu_millis,
+        "workspace_bytes": wanted.workspace_bytes or default.workspace_bytes,
+    }
+
+
+def _groups(item: Message) -> Sequence[Group]:
+    return [Group(version, frozenset(controllers), path) for version, controllers, path in item["groups"]]

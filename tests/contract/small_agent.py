@@ -1,0 +1,113 @@
+"""A small agent for tests of drivers: JSON over gRPC on both sockets, in a sandbox or in the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+METHOD = "/tests.SmallAgent/Do"
+Answer = dict[str, Any]
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, do: Callable[[Answer], Any]) -> None:
+        self._do = do
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if details.method != METHOD:
+            return None
+
+        async def handle(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            return json.dumps(await self._do(json.loads(request))).encode()
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+async def serve(own_dir: str, peers_dir: str, ready: Callable[[], None]) -> int:
+    """Serve on `ctl.sock` and `svc.sock` until told to exit; the answer is the exit code."""
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def do(wish: Answer) -> Answer:
+        match wish["do"]:
+            case "ping":
+                return {"pid": os.getpid()}
+            case "exit":
+                asyncio.get_running_loop().call_soon(ended.set_result, wish["code"])
+                return {}
+            case "signal":
+                asyncio.get_running_loop().call_later(0.02, os.kill, os.getpid(), wish["signal"])
+                return {}
+            case "print":
+                print(wish["text"], flush=True)
+                return {}
+            case "peers":
+                return {"names": sorted(os.listdir(peers_dir))}
+            case "connect":
+                return {"error": await _connect(Path(peers_dir, wish["name"]))}
+            case "run":
+                return await _run(wish["source"], wish.get("deadline_s", 30.0))
+            case other:
+                raise ValueError(other)
+
+    servers = []
+    for name in ("ctl.sock", "svc.sock"):
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((_Handlers(do),))
+        server.add_insecure_port(f"unix://{own_dir}/{name}")
+        await server.start()
+        servers.append(server)
+    ready()
+    try:
+        return await ended
+    finally:
+        for server in servers:
+            await server.stop(None)
+
+
+async def _connect(path: Path) -> str:
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_unix_connection(str(path))
+    except OSError as error:
+        return type(error).__name__
+    writer.close()
+    return ""
+
+
+async def _run(source: str, deadline_s: float) -> Answer:
+    """Write a program into the workspace and run it, as a profile's code tool does."""
+    program = Path("program.py")
+    program.write_text(source)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        out, err = await process.communicate()
+    return {"code": process.returncode, "out": out.decode(), "err": err.decode()}
+
+
+def run(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> None:
+    """The entry for a sandbox."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    code = asyncio.run(serve(own_dir, peers_dir, lambda: os.write(ready_fd, b"r") and None))
+    os._exit(code)
+
+
+async def ask(target: str, wish: Answer, *, deadline_s: float = 10.0) -> Answer:
+    """One call to an agent at a gRPC target."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        answer = await channel.unary_unary(METHOD)(json.dumps(wish).encode(), timeout=deadline_s)
+    return json.loads(answer)
