@@ -91,7 +91,9 @@ def server_credentials(identity: Callable[[], Identity]) -> grpc.ServerCredentia
         return _server_configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        _server_configuration(first), fetch, require_client_authentication=True
+        _server_configuration(first),
+        fetch,  # type: ignore[arg-type]  # None means: as before
+        require_client_authentication=True,
     )
 
 
@@ -120,9 +122,7 @@ class _Bearer(grpc.AuthMetadataPlugin):
         self._pinned = pinned
         self._identity = identity
 
-    def __call__(
-        self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback
-    ) -> None:
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
         current = self._identity()
         # A token of a renewed identity is bound to a certificate that this connection does not show.
         if current.certificate_pem == self._pinned.certificate_pem:

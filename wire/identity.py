@@ -22,7 +22,7 @@ FACTORY_AUTHORITY: Final = "factory.svc"
 CERTIFICATE_FILE: Final = "cert.pem"
 KEY_FILE: Final = "key.pem"
 CA_FILE: Final = "ca.pem"
-TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
+TOKEN_FILE: Final = "token"
 
 LOOK_AGAIN_S: Final = 1.0
 READ_ATTEMPTS: Final = 5

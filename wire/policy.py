@@ -9,8 +9,8 @@ from enum import IntEnum
 from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from hyperfactory.v1 import options_pb2
 
+from hyperfactory.v1 import options_pb2
 from wire.errors import Denied, Unauthenticated
 
 

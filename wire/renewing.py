@@ -11,7 +11,7 @@ import grpc.aio
 from wire.identity import Identity
 
 
-class RenewingChannel(grpc.aio.Channel):  # type: ignore[misc]
+class RenewingChannel(grpc.aio.Channel):
     """Opens a fresh channel whenever the identity's certificates have changed.
 
     The old channel is let go of: grpc keeps its connection until its last call has ended.

@@ -42,9 +42,7 @@ class RequestReader:
         try:
             return self._deserialize(raw)
         except Exception as error:  # whatever the parser says, the bytes were the caller's
-            raise Invalid(
-                f"request is no message of {self._method}", reason="MALFORMED_MESSAGE"
-            ) from error
+            raise Invalid(f"request is no message of {self._method}", reason="MALFORMED_MESSAGE") from error
 
     def _refuse_unknown(self, request: Message, raw: bytes) -> None:
         size = request.ByteSize()
@@ -59,7 +57,7 @@ class RequestReader:
 
 def unknown(message: Message, path: str = "") -> Iterator[str]:
     """Paths of fields that the contract does not know, by number."""
-    for extra in UnknownFieldSet(message):  # type: ignore[no-untyped-call]
+    for extra in UnknownFieldSet(message):  # type: ignore[attr-defined]
         yield f"{path}{extra.field_number}"
     for descriptor, value in message.ListFields():
         if descriptor.message_type is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyProto
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
@@ -122,9 +122,7 @@ def _retry(after_s: float) -> error_details_pb2.RetryInfo:
 async def abort(context: AbortContext, error: FactoryError) -> NoReturn:
     """End the call with the error's status."""
     status = to_status(error)
-    await context.abort(
-        _BY_NUMBER[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),)
-    )
+    await context.abort(_BY_NUMBER[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
     raise error  # abort() always raises; this line is for the type checker
 
 
@@ -143,7 +141,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> FactoryError:
     if code is grpc.StatusCode.CANCELLED:
         return errors.Unavailable(f"call was cancelled: {error.details() or ''}")
     status = status_pb2.Status(code=code.value[0], message=error.details() or code.name)
-    for key, value in error.trailing_metadata() or ():
+    trailers: Any = error.trailing_metadata()
+    for key, value in trailers or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             _merge_details(status, value)
     return from_status(status)
@@ -167,9 +166,7 @@ def _take_info(error: FactoryError, info: error_details_pb2.ErrorInfo) -> None:
 
 def _take_bad_request(error: FactoryError, bad: error_details_pb2.BadRequest) -> None:
     if isinstance(error, errors.Invalid):
-        error.violations = [
-            FieldViolation(v.field, v.description, v.reason) for v in bad.field_violations
-        ]
+        error.violations = [FieldViolation(v.field, v.description, v.reason) for v in bad.field_violations]
 
 
 def _take_resource(error: FactoryError, info: error_details_pb2.ResourceInfo) -> None:
@@ -196,9 +193,9 @@ _TAKERS: Final[tuple[tuple[type[Message], Callable[..., None]], ...]] = (
 )
 
 
-def _take(error: FactoryError, detail: AnyProto) -> None:
+def _take(error: FactoryError, detail: any_pb2.Any) -> None:
     for kind, taker in _TAKERS:
-        if detail.Is(kind.DESCRIPTOR):
+        if detail.TypeName() == kind.DESCRIPTOR.full_name:
             message = kind()
             if detail.Unpack(message):
                 taker(error, message)
