@@ -1,0 +1,31 @@
+"""`hyperfactory up` and `hyperfactory demo`: the embedded stack."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from factory_cli.session import run, session_of
+
+
+def up(
+    context: typer.Context,
+    leave_sandboxes: Annotated[
+        bool, typer.Option("--leave-sandboxes", help="On exit stop the programs, not the agents.")
+    ] = False,
+) -> None:
+    """Serve the whole stack in the foreground until SIGINT."""
+    from factory_cli import serving
+
+    session = session_of(context)
+    run(serving.up(session.home, session.out, destroy=not leave_sandboxes))
+
+
+def demo(context: typer.Context) -> None:
+    """Assemble a crew, give it a mission, kill a member, watch it heal, disband, count leaks."""
+    from factory_cli import demo as demonstration
+
+    session = session_of(context)
+    home = session.home if session.home_chosen else session.home / "demo"
+    raise typer.Exit(demonstration.main(home, session.out))

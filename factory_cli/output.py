@@ -1,0 +1,114 @@
+"""Print for people or for programs; with `--json`, stdout carries JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+PIPE_WIDTH_COLUMNS = 1_000
+"""A pipe has no width; rows must not be wrapped there."""
+_STATE_STYLES = {
+    "READY": "green",
+    "BUSY": "cyan",
+    "ACKED": "green",
+    "ok": "green",
+    "DEGRADED": "yellow",
+    "WARMING": "yellow",
+    "PROVISIONING": "yellow",
+    "ASSEMBLING": "yellow",
+    "degraded": "yellow",
+    "UNHEALTHY": "red",
+    "FAILED": "red",
+    "missing": "red",
+    "REJECTED": "red",
+    "EXPIRED": "red",
+    "UNREACHABLE": "red",
+}
+
+
+class Output:
+    """Where a command's results go."""
+
+    def __init__(
+        self, *, as_json: bool, stdout: IO[str] | None = None, stderr: IO[str] | None = None
+    ) -> None:
+        self.as_json = as_json
+        self.stdout = stdout or sys.stdout
+        self.stderr = stderr or sys.stderr
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody watches a terminal, so that a picture may be redrawn in place."""
+        return not self.as_json and self.stdout.isatty()
+
+    def document(self, value: Any) -> None:
+        """Print one JSON document, indented."""
+        self._write(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+    def line(self, value: Any) -> None:
+        """Print one line of JSON: an item of a stream."""
+        self._write(json.dumps(plain(value), ensure_ascii=False))
+
+    def text(self, line: str = "") -> None:
+        """Say something to people; programs do not see it."""
+        if not self.as_json:
+            self._write(line)
+
+    def note(self, line: str) -> None:
+        """Say something beside the result."""
+        self.stderr.write(f"{line}\n")
+        self.stderr.flush()
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+        """Print aligned columns to people."""
+        if self.as_json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        terminal = self.stdout.isatty()
+        console = Console(file=self.stdout, width=None if terminal else PIPE_WIDTH_COLUMNS)
+        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, no_wrap=not terminal)
+        for row in rows:
+            table.add_row(*(Text(str(cell), style=_STATE_STYLES.get(str(cell), "")) for cell in row))
+        console.print(table)
+
+    def _write(self, text: str) -> None:
+        self.stdout.write(f"{text}\n")
+        self.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Turn messages into what the JSON module knows; everything else stays."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return message_dict(value) if hasattr(value, "DESCRIPTOR") else value
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """Write a message as proto3 JSON, empty fields included, so that its shape does not depend on its data."""
+    from google.protobuf.json_format import MessageToDict
+    from google.rpc import error_details_pb2  # noqa: F401  receipts carry them in an Any
+
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def enum_name(message: Message, field: str) -> str:
+    """Name an enum field's value without its type's prefix, as `READY`."""
+    kind = message.DESCRIPTOR.fields_by_name[field].enum_type
+    if kind is None:
+        raise TypeError(f"'{field}' is no enum")
+    number = getattr(message, field)
+    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    value = kind.values_by_number.get(number)
+    return value.name.removeprefix(prefix) if value else str(number)

@@ -1,0 +1,22 @@
+"""Serve the embedded stack in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedded.paths import UnsafeDirectoryError
+from embedded.stack import AlreadyServedError, Stack
+from embedded.supervisor import CannotStartError
+from factory_cli.failures import CommandFailedError
+from factory_cli.output import Output
+
+
+async def up(home: Path, out: Output, *, destroy: bool) -> None:
+    """Start or adopt everything, then wait for SIGINT or SIGTERM and stop it."""
+    try:
+        async with Stack(home, say=out.text, destroy=destroy) as stack:
+            if out.as_json:
+                out.line({"endpoint": stack.endpoint, "client": str(stack.client_file)})
+            await stack.run_until_stopped()
+    except (AlreadyServedError, CannotStartError, UnsafeDirectoryError) as error:
+        raise CommandFailedError(str(error)) from error
