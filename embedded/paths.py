@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -48,13 +49,25 @@ def socket_dir(home: Path) -> Path:
     home = home.resolve()
     if len(os.fsencode(home)) <= HOME_MAX_CHARS:
         return home
-    digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
-    base = private_dir(_runtime_root() / f"hyperfactory-{os.geteuid()}-{digest}")
+    base = private_dir(_alias_dir(home))
     if os.geteuid() == 0:
         base.chmod(0o711)  # a service may pass under its own uid; there is only the link to find
     link = base / "h"
     _point(link, home)
     return link
+
+
+def forget_socket_dir(home: Path) -> None:
+    """Remove the alias of a home whose services have stopped."""
+    base = _alias_dir(home.resolve())
+    (base / "h").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        base.rmdir()
+
+
+def _alias_dir(home: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+    return _runtime_root() / f"hyperfactory-{os.geteuid()}-{digest}"
 
 
 def _runtime_root() -> Path:

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from embedded import svcbox
 from embedded.paths import prepare_home, socket_dir
-from embedded.process import Box, Command
+from embedded.process import Box, Command, tail
 from embedded.supervisor import CannotStartError, Service, Supervised, run_once
 
 POSTGRES_UID = 199_999
@@ -120,7 +120,7 @@ class EmbeddedPostgres:
         options += ["--locale=C", "--no-instructions", "-U", USER, "-D", str(fresh)]
         command = self._command("postgres-initdb", "initdb", *options)
         if await run_once(command, INITDB_WITHIN_S) != 0:
-            raise CannotStartError(f"cannot create the database cluster: see {command.log}")
+            raise CannotStartError(f"cannot create the database cluster: {tail(command)}")
         fresh.rename(self._data)
 
     async def _ready(self) -> bool:

@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import structlog
 
 from embedded import ports, programs
-from embedded.paths import prepare_home
+from embedded.paths import forget_socket_dir, prepare_home
 from embedded.postgres import EmbeddedPostgres
 from embedded.process import is_running
 from embedded.supervisor import Service, Supervised, run_once
@@ -105,6 +105,7 @@ class Stack:
             await self._terminate()
         await _together(*(self._stop_one(supervised) for supervised in stores))
         self._started.clear()
+        forget_socket_dir(self.home)
         self._lock.close()
         self._lock = None
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
+import pwd
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,10 +228,25 @@ def _check_reach(box: dict[str, Any]) -> None:
 
 
 def choose_uid(preferred: int, data: Path) -> int:
-    """Return under which uid root should run the owner of `data`; 0 asks for a user namespace."""
+    """Return under which uid root should run the owner of `data`; 0 asks for a user namespace.
+
+    Without a box the uid needs a name on the host, because initdb asks for it: then it is nobody's.
+    """
     if data.exists() and data.stat().st_uid != 0:
         return data.stat().st_uid
-    return preferred if any(low <= preferred < high for low, high in _mapped()) else 0
+    if not any(low <= preferred < high for low, high in _mapped()):
+        return 0
+    return preferred if _boxes_work() else pwd.getpwnam("nobody").pw_uid
+
+
+@functools.cache
+def _boxes_work() -> bool:
+    """Try, in a thread that ends at once: mounts belong to the thread that leaves the others'."""
+    tried: list[bool] = []
+    thread = threading.Thread(target=lambda: tried.append(_unshare(_Libc())))
+    thread.start()
+    thread.join()
+    return tried == [True]
 
 
 def _mapped() -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from embedded.paths import HOME_MAX_CHARS
+from embedded.paths import HOME_MAX_CHARS, forget_socket_dir
 from embedded.postgres import POSTGRES_UID, EmbeddedPostgres
 
 
@@ -82,6 +82,7 @@ async def test_a_deep_home_still_has_a_short_socket(home: Path) -> None:
     assert await ask(await postgres.start(), "SELECT 1") == [(1,)]
     assert (deep / "postgres/sock/.s.PGSQL.5432").is_socket()
     await postgres.stop()
+    forget_socket_dir(deep)
 
 
 async def test_it_is_durable_utf8_and_listens_on_no_tcp_port(home: Path) -> None:
