@@ -1,0 +1,395 @@
+"""Keep one crew as its rows wish: look at every unsettled member, do what it needs, look again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace as with_fields
+from datetime import datetime, timedelta
+
+from google.protobuf.json_format import MessageToDict
+
+from factory_server.core import model, reconcile
+from factory_server.core.errors import FactoryError
+from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
+from factory_server.core.reconcile import Job
+from factory_server.services import provision, teardown
+from factory_server.services.hub import REAPER
+from factory_server.services.parts import Parts
+from factory_server.services.provision import ACTOR, Phases
+from factory_server.services.sessions import Sessions
+from factory_server.services.steps import StepBatcher
+from factory_server.services.wiring import Wiring
+from hyperfactory.v1 import agent_service_pb2
+
+log = logging.getLogger("factory.keeper")
+
+LOOK_AGAIN_S = 5.0
+"""The safety net under the doorbells."""
+TROUBLE_PAUSE_S = 0.2
+LOST_FROM = (AgentState.WARMING, AgentState.READY, AgentState.BUSY)
+TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
+
+
+class Keeper:
+    """The one who works on one crew. `run` returns when the crew is gone for good."""
+
+    def __init__(self, crew: str, parts: Parts, sessions: Sessions) -> None:
+        self.crew_id = crew
+        self._parts = parts
+        self._sessions = sessions
+        self._wiring = Wiring(parts)
+        self._batcher = StepBatcher(crew, parts, self._committed)
+        self._wake = asyncio.Event()
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._agents: dict[str, model.AgentRow] = {}
+        self._crew: model.CrewRow | None = None
+        self._retry_at: dict[str, datetime] = {}
+        self._attempts: dict[str, int] = {}
+        self._given: model.CrewRow | None = None
+        self._bus_incarnation = ""
+        self._prepared = False
+        self._roster: tuple[tuple[str, int], ...] = ()
+        self.phases: dict[str, Phases] = {}
+        self.settle: Callable[[str], Awaitable[None]] | None = None
+
+    # What others tell it
+
+    def kick(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    def begin_with(self, crew: model.CrewRow) -> None:
+        """Start from rows that were just read."""
+        self._given = crew
+
+    def agent_of(self, instance: str) -> model.AgentRow | None:
+        """Whose present instance this is."""
+        for agent in self._agents.values():
+            if agent.instance is not None and agent.instance.id == instance:
+                return agent
+        return None
+
+    def working(self) -> bool:
+        """Whether any agent is on its way to READY."""
+        return any(a.state in (AgentState.PROVISIONING, AgentState.WARMING) for a in self._agents.values())
+
+    async def bus_seen(self, incarnation: str) -> None:
+        """The bus runs as this incarnation: where it is another one, renew what hung on the old."""
+        if incarnation == self._bus_incarnation:
+            return
+        if self._bus_incarnation:
+            log.info("bus restarted", extra={"action": "bus_restarted", "crew": self.crew_id})
+            for agent in self.serving():
+                await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
+            self._prepared = False
+        self._bus_incarnation = incarnation
+        self._wiring.renew()
+        self.kick()
+
+    def serving(self) -> list[model.AgentRow]:
+        """Agents that hold a session."""
+        return [a for a in self._agents.values() if a.state in (AgentState.READY, AgentState.BUSY)]
+
+    async def lost(self, agent: model.AgentRow, reason: str, message: str, actor: str = ACTOR) -> None:
+        """The agent's instance is dead or condemned: say so and, where allowed, replace it at once."""
+        failed = model.Step(
+            agent.id, agent.generation, LOST_FROM, AgentEvent.HEALTH_FAILED, actor, reason, message
+        )
+        steps = [failed]
+        if self._crew is not None:
+            after = with_fields(
+                agent, state=AgentState.UNHEALTHY, updated_at=self._parts.now(), message=message
+            )
+            verdict = reconcile.decide(after, self._crew, after.updated_at)
+            if verdict.job is Job.REPLACE and (verdict.due is None or verdict.due <= after.updated_at):
+                steps.append(self._replace_step(after))
+        await self._batcher.step(steps)
+        await self._fence(agent)
+        self.kick()
+
+    # The loop
+
+    async def run(self) -> None:
+        """Keep the crew until it is gone."""
+        async with asyncio.TaskGroup() as group:
+            flusher = group.create_task(self._batcher.run(), name=f"steps {self.crew_id}")
+            try:
+                while True:
+                    pause_s = await self._guarded_look(group)
+                    if pause_s is None:
+                        return
+                    await self._pause(pause_s)
+            finally:
+                flusher.cancel()
+                for job in self._jobs.values():
+                    job.cancel()
+
+    async def _pause(self, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _guarded_look(self, group: asyncio.TaskGroup) -> float | None:
+        try:
+            return await self._look(group)
+        except FactoryError as error:
+            self._parts.measures.trouble.labels("keeper").inc()
+            log.warning("cannot look", extra={"crew": self.crew_id, "error": str(error)})
+            return TROUBLE_PAUSE_S
+
+    async def _look(self, group: asyncio.TaskGroup) -> float | None:
+        """One level-triggered pass; how long to pause, or None when nothing is left to keep."""
+        given, self._given = self._given, None
+        crew = given or await self._parts.store.get_crew(self.crew_id)
+        self._see(crew)
+        if crew.state in TERMINAL:
+            return None
+        if not self._prepared:
+            await self._prepare(crew)
+        if await self._end_if_due(crew):
+            return 0.0
+        await self._share_roster(crew)
+        await self._rewire()
+        return self._start_jobs(group, crew)
+
+    def _see(self, crew: model.CrewRow) -> None:
+        self._crew = crew
+        self._agents = {a.id: a for a in crew.agents if a.state is not AgentState.STOPPED}
+
+    async def _prepare(self, crew: model.CrewRow) -> None:
+        """Put the manifest's context on the bus, and what the store mirrored of it."""
+        rows = [
+            model.ContextRow(key, json.dumps(MessageToDict(value)), 1, ACTOR)
+            for key, value in crew.manifest.context.items()
+        ]
+        mirrored = {row.key: row for row in await self._parts.store.read_context(crew.id)}
+        if rows or mirrored:
+            merged = {row.key: row for row in rows} | mirrored
+            await self._parts.bus.restore_context(crew.id, list(merged.values()))
+        self._prepared = True
+
+    async def _end_if_due(self, crew: model.CrewRow) -> bool:
+        """Wish the crew gone where its ttl is over or its assembly has failed."""
+        if crew.wish_gone:
+            return False
+        if reconcile.crew_expired(crew, self._parts.now()):
+            await self._disband(failed=False, reason="Expired", message="the crew's ttl is over")
+            return True
+        if crew.state is CrewState.ASSEMBLING:
+            for agent in crew.agents:
+                if agent.state is AgentState.FAILED:
+                    await self._disband(
+                        failed=True, reason=agent.reason, message=f"{agent.name}: {agent.message}"
+                    )
+                    return True
+        return False
+
+    async def _disband(self, *, failed: bool, reason: str, message: str) -> None:
+        await self._parts.store.disband(
+            self.crew_id, None, ACTOR, failed=failed, reason=reason, message=message, drain_s=0.0
+        )
+
+    async def _share_roster(self, crew: model.CrewRow) -> None:
+        roster = tuple((a.id, a.generation) for a in crew.agents if a.state is not AgentState.STOPPED)
+        if roster == self._roster:
+            return
+        self._roster = roster
+        item = agent_service_pb2.DeliverRequest(roster=provision.roster_of(crew.agents, crew.last_sequence))
+        for session in self._sessions.of_crew(crew.id):
+            await session.send(item)
+
+    # Jobs
+
+    def _start_jobs(self, group: asyncio.TaskGroup, crew: model.CrewRow) -> float:
+        now = self._parts.now()
+        soonest = min(filter(None, (now + timedelta(seconds=LOOK_AGAIN_S), crew.expires_at)))
+        leaving: list[model.AgentRow] = []
+        for agent in self._agents.values():
+            if agent.id in self._jobs:
+                continue
+            decision = reconcile.decide(agent, crew, now)
+            due = max(filter(None, (decision.due, self._retry_at.get(agent.id))), default=now)
+            if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
+                soonest = min(filter(None, (soonest, agent.lease_until)))
+            elif due > now:
+                soonest = min(soonest, due)
+            elif decision.job is Job.DRAIN:
+                leaving.append(agent)
+            else:
+                self._start(group, agent, self._work(agent, crew, decision))
+        if leaving:
+            job = group.create_task(self._guarded(leaving, self._drain(leaving, crew)), name="drain")
+            self._jobs.update({a.id: job for a in leaving})
+        return max((soonest - now).total_seconds(), 0.0)
+
+    def _start(
+        self, group: asyncio.TaskGroup, agent: model.AgentRow, work: Coroutine[None, None, bool]
+    ) -> None:
+        job = group.create_task(self._guarded([agent], work), name=f"work {agent.id}")
+        if not job.done():
+            self._jobs[agent.id] = job
+
+    async def _guarded(self, agents: Sequence[model.AgentRow], work: Coroutine[None, None, bool]) -> None:
+        """One agent's trouble must not end its siblings: it is told, and tried again after a pause."""
+        moved = False
+        try:
+            moved = await work
+        except FactoryError as error:
+            self._parts.measures.trouble.labels("job").inc()
+            log.warning("cannot carry on", extra={"agent": agents[0].id, "error": str(error)})
+            later = self._parts.now() + timedelta(seconds=TROUBLE_PAUSE_S)
+            self._retry_at.update({a.id: later for a in agents})
+        finally:
+            for agent in agents:
+                self._jobs.pop(agent.id, None)
+        if moved:
+            self.kick()
+
+    async def _work(self, agent: model.AgentRow, crew: model.CrewRow, decision: reconcile.Decision) -> bool:
+        """Do one job; whether anything moved."""
+        match decision.job:
+            case Job.CREATE:
+                return await self._create(agent)
+            case Job.ASSUME:
+                return await self._assume(agent)
+            case Job.ATTEND:
+                return await self._attend(agent)
+            case Job.RELEASE:
+                await self._step(self._simple(agent, AgentEvent.TASK_COMPLETED, decision))
+                return True
+            case Job.REPLACE:
+                await self._step(self._replace_step(agent))
+                await self._fence(agent)
+                return True
+            case Job.GIVE_UP:
+                await self._step(self._simple(agent, AgentEvent.GAVE_UP, decision))
+                await self._fence(agent)
+                self._parts.hub.ring(REAPER)
+                return True
+            case Job.DISBAND:
+                await self._disband(failed=False, reason=decision.reason, message=decision.message)
+                return True
+            case Job.NONE | Job.DRAIN:
+                return False
+
+    async def _create(self, agent: model.AgentRow) -> bool:
+        phases = self.phases[agent.id] = Phases()
+        try:
+            row = await provision.create(self._parts, agent, self._step, phases)
+        except FactoryError as error:
+            attempt = self._attempts[agent.id] = self._attempts.get(agent.id, 0) + 1
+            pause_s = reconcile.create_backoff_s(attempt)
+            self._retry_at[agent.id] = self._parts.now() + timedelta(seconds=pause_s)
+            log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
+            if reconcile_given_up(agent, self._crew, self._parts.now()):
+                verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
+                await self._step(self._simple(agent, AgentEvent.GAVE_UP, verdict))
+                return True
+            return False
+        self._attempts.pop(agent.id, None)
+        return await self._assume(row) if row is not None else True
+
+    async def _assume(self, agent: model.AgentRow) -> bool:
+        phases = self.phases.setdefault(agent.id, Phases())
+        if agent.instance is None:
+            await self.lost(agent, "InstanceGone", "its instance does not exist")
+            return True
+        crew = list(self._agents.values())
+        revision = self._crew.last_sequence if self._crew else 0
+        try:
+            await provision.assume(
+                self._parts,
+                self._sessions,
+                self._wiring,
+                agent,
+                crew,
+                revision,
+                self._step,
+                self._rewire,
+                phases,
+            )
+        except FactoryError as error:
+            if provision.broken(error):
+                verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(error))
+                await self._step(self._simple(agent, AgentEvent.GAVE_UP, verdict))
+                await self._fence(agent)
+                self._parts.hub.ring(REAPER)
+            else:
+                await self.lost(agent, "AssumeFailed", str(error))
+        return True
+
+    async def _attend(self, agent: model.AgentRow) -> bool:
+        """Take up a serving agent's session, after a restart of this process."""
+        if agent.instance is None:
+            await self.lost(agent, "InstanceGone", "its instance does not exist")
+            return True
+        await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
+        self._sessions.attach(agent)
+        return False
+
+    def _attended(self, agent: model.AgentRow) -> bool:
+        session = self._sessions.get(agent.id)
+        return agent.instance is not None and session is not None and session.generation == agent.generation
+
+    async def _drain(self, leaving: Sequence[model.AgentRow], crew: model.CrewRow) -> bool:
+        gone = await teardown.take_away(self._parts, self._sessions, leaving)
+        for agent in gone:
+            self._agents.pop(agent.id, None)
+        if crew.wish_gone and not self._agents:
+            await self._parts.bus.drop_crew(crew.id)
+        await self._rewire()
+        if gone:
+            await self._batcher.step([teardown.drained(a) for a in gone])
+        if self.settle is not None:
+            await self.settle(crew.id)
+        return bool(gone)
+
+    # Steps
+
+    async def _step(self, step: model.Step) -> model.AgentRow | None:
+        results = await self._batcher.step([step])
+        return results[0].agent
+
+    def _committed(self, stepped: model.Stepped) -> None:
+        for result in stepped.results:
+            row = result.agent
+            if row is not None and row.state is not AgentState.STOPPED:
+                self._agents[row.id] = row
+
+    def _simple(self, agent: model.AgentRow, event: AgentEvent, why: reconcile.Decision) -> model.Step:
+        return model.Step(
+            agent.id, agent.generation, (agent.state,), event, ACTOR, reason=why.reason, message=why.message
+        )
+
+    def _replace_step(self, agent: model.AgentRow) -> model.Step:
+        self._parts.measures.replaced.inc()
+        return model.Step(
+            agent.id,
+            agent.generation,
+            (AgentState.UNHEALTHY,),
+            AgentEvent.REPLACE,
+            ACTOR,
+            reason="Replaced",
+            message=agent.message,
+        )
+
+    async def _fence(self, agent: model.AgentRow) -> None:
+        """Lock the lost generation out, beside the making of its successor."""
+        self._sessions.detach(agent.id, agent.generation)
+        self._parts.hub.ring(REAPER)
+        await self._rewire()
+        await teardown.fence(self._parts, self._sessions, agent.crew, agent.id, agent.generation)
+
+    async def _rewire(self) -> None:
+        await self._wiring.rewire(self._agents.values())
+
+
+def reconcile_given_up(agent: model.AgentRow, crew: model.CrewRow | None, now: datetime) -> bool:
+    """Whether an agent that cannot be made has used up its time."""
+    return crew is not None and reconcile.decide(agent, crew, now).job is Job.GIVE_UP

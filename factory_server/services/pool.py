@@ -1,0 +1,84 @@
+"""Keep warm instances waiting: fill to the target, one at a time, never in the way of a claim."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from factory_server.core import model
+from factory_server.core.errors import FactoryError
+from factory_server.core.sandbox import SandboxSpec
+from factory_server.services.hub import POOL, REAPER
+from factory_server.services.parts import Parts
+
+log = logging.getLogger("factory.pool")
+
+CREATE_DEADLINE_S = 30.0
+YIELD_S = 0.02
+YIELD_MAX_S = 2.0
+"""Refilling waits at most so long for claims in flight, so that steady load cannot starve it."""
+
+
+class PoolLane:
+    """The refill lane of this process; several processes share the target without overfilling."""
+
+    def __init__(self, parts: Parts, claims_in_flight: Callable[[], bool]) -> None:
+        self._parts = parts
+        self._claims_in_flight = claims_in_flight
+
+    async def fill(self) -> None:
+        """Fill every pool to its target."""
+        for pool in await self._parts.store.get_pools():
+            self._parts.measures.pool_ready.labels(pool.base).set(pool.ready)
+            self._parts.measures.pool_target.labels(pool.base).set(pool.target)
+            await self._fill_one(pool)
+
+    async def _fill_one(self, pool: model.PoolRow) -> None:
+        while True:
+            await self._yield_to_claims()
+            intents = await self._parts.store.plan_refill(pool.base, 1)
+            if not intents:
+                return
+            await self._make(pool, intents[0])
+
+    async def _yield_to_claims(self) -> None:
+        waited_s = 0.0
+        while self._claims_in_flight() and waited_s < YIELD_MAX_S:
+            await asyncio.sleep(YIELD_S)
+            waited_s += YIELD_S
+
+    async def _make(self, pool: model.PoolRow, intent: model.InstanceRow) -> None:
+        try:
+            sandbox = await self._parts.driver.create(
+                SandboxSpec(instance=intent.id, base=intent.base, labels={"pool": intent.base}),
+                deadline_s=CREATE_DEADLINE_S,
+            )
+        except FactoryError as error:
+            await self._parts.store.pool_degraded(pool.base, "CreateFailed", str(error))
+            await self._parts.store.release_instance(intent.id)
+            self._parts.hub.ring(REAPER)
+            raise
+        fact = model.SandboxFact(
+            sandbox.instance, sandbox.driver, sandbox.control, sandbox.host_pid, sandbox.container_id
+        )
+        if not await self._parts.store.pool_started(fact):
+            await self._parts.store.release_instance(intent.id)
+            self._parts.hub.ring(REAPER)
+        if pool.degraded_reason:
+            await self._parts.store.pool_degraded(pool.base, "", "")
+
+
+async def get_pools(parts: Parts) -> Sequence[model.PoolRow]:
+    """All pools."""
+    return await parts.store.get_pools()
+
+
+async def update_pool(
+    parts: Parts, base: str, target: int, request: model.RequestKey, actor: str
+) -> model.PoolRow:
+    """Set a pool's size; filling follows."""
+    row = await parts.store.set_pool(base or "python", target, request, actor)
+    parts.hub.ring(POOL)
+    parts.hub.ring(REAPER)
+    return row

@@ -1,0 +1,157 @@
+"""Bring one agent from intent to READY: make its instance, let it assume its identity, publish it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from factory_server.core import model, reconcile
+from factory_server.core.errors import FactoryError, Invalid, Refused
+from factory_server.core.lifecycle import AgentEvent, AgentState
+from factory_server.core.sandbox import Limits, SandboxSpec
+from factory_server.services.parts import Parts
+from factory_server.services.sessions import Sessions
+from factory_server.services.wiring import Wiring
+from hyperfactory.v1 import agent_service_pb2, types_pb2
+
+log = logging.getLogger("factory.provision")
+
+ACTOR = "factory"
+GONE_STATES = (AgentState.STOPPED, AgentState.FAILED)
+
+StepOne = Callable[[model.Step], Awaitable[model.AgentRow | None]]
+
+
+def limits_of(spec: types_pb2.ProfileSpec) -> Limits:
+    """The driver's limits from a profile's; 0 means the default."""
+    given, default = spec.limits, Limits()
+    return Limits(
+        memory_bytes=given.memory_bytes or default.memory_bytes,
+        pids_max=given.pids or default.pids_max,
+        cpu_millis=given.cpu_millis or default.cpu_millis,
+        workspace_bytes=given.workspace_bytes or default.workspace_bytes,
+    )
+
+
+def roster_of(agents: Sequence[model.AgentRow], revision: int) -> agent_service_pb2.Roster:
+    """Who is in the crew now, with live generations."""
+    return agent_service_pb2.Roster(
+        revision=revision,
+        peers=[
+            agent_service_pb2.Peer(
+                agent=a.id, name=a.name, generation=a.generation, group=a.group, profile=a.profile
+            )
+            for a in agents
+            if a.state not in GONE_STATES
+        ],
+    )
+
+
+class Phases:
+    """Where the time of one agent's making went, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.spent: list[tuple[str, float]] = []
+        self._since = time.monotonic()
+
+    def mark(self, phase: str) -> None:
+        """The phase that ends now."""
+        now = time.monotonic()
+        self.spent.append((phase, (now - self._since) * 1000))
+        self._since = now
+
+
+async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Phases) -> model.AgentRow | None:
+    """PROVISIONING → WARMING. Raises what the driver raises; None where the step lost."""
+    if agent.instance is None:
+        raise Refused(f"{agent.id} has no instance to make")
+    spec = SandboxSpec(
+        instance=agent.instance.id,
+        base=agent.instance.base,
+        limits=limits_of(agent.spec),
+        labels={"crew": agent.crew, "agent": agent.id, "generation": str(agent.generation)},
+    )
+    sandbox = await parts.driver.create(spec, deadline_s=reconcile.ready_timeout_s(agent))
+    phases.mark("create")
+    fact = model.SandboxFact(
+        sandbox.instance, sandbox.driver, sandbox.control, sandbox.host_pid, sandbox.container_id
+    )
+    return await step(
+        model.Step(
+            agent.id,
+            agent.generation,
+            (AgentState.PROVISIONING,),
+            AgentEvent.INSTANCE_STARTED,
+            ACTOR,
+            reason="InstanceStarted",
+            sandbox=fact,
+        )
+    )
+
+
+async def assume(
+    parts: Parts,
+    sessions: Sessions,
+    wiring: Wiring,
+    agent: model.AgentRow,
+    crew: Sequence[model.AgentRow],
+    revision: int,
+    step: StepOne,
+    rewire: Callable[[], Awaitable[None]],
+    phases: Phases,
+) -> model.AgentRow | None:
+    """WARMING → READY. Raises Invalid or Refused where the profile is broken, Unavailable else."""
+    if agent.instance is None:
+        raise Refused(f"{agent.id} is WARMING without an instance")
+    access = await parts.bus.grant(agent.crew, agent.id, agent.generation)
+    await wiring.introduce(agent)
+    request = agent_service_pb2.AssumeRequest(
+        agent=agent.id,
+        uid=agent.uid,
+        name=agent.name,
+        crew=agent.crew,
+        generation=agent.generation,
+        profile=agent.profile,
+        spec=agent.spec,
+        identity=parts.identities.identify(agent),
+        bus=access,
+        roster=roster_of(crew, revision),
+        authority=f"{agent.name}.crew-{agent.crew}.svc",
+        group=agent.group,
+    )
+    request.spec.scope = agent.scope
+    phases.mark("identify")
+    line = sessions.line(agent.instance.control)
+    try:
+        await line.assume(request, deadline_s=reconcile.ready_timeout_s(agent))
+        phases.mark("assume")
+        direct = await parts.driver.publish(agent.instance.id)
+        wiring.publish(agent, direct)
+        await rewire()
+        phases.mark("wire")
+        ready = await step(
+            model.Step(
+                agent.id,
+                agent.generation,
+                (AgentState.WARMING,),
+                AgentEvent.HEALTH_OK,
+                ACTOR,
+                reason="Serving",
+                direct=direct,
+            )
+        )
+        phases.mark("ready")
+    except BaseException:
+        await line.close()
+        raise
+    if ready is None or ready.instance is None:
+        await line.close()
+        return ready
+    sessions.attach(ready, line)
+    return ready
+
+
+def broken(error: FactoryError) -> bool:
+    """Whether another instance would fail in the same way."""
+    return isinstance(error, Invalid | Refused)

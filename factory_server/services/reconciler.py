@@ -1,0 +1,206 @@
+"""The one loop that touches the driver: it keeps crews, hears exits, reaps, refills and sweeps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from factory_server.core import model
+from factory_server.core.errors import FactoryError
+from factory_server.core.sandbox import Exit
+from factory_server.services.hub import POOL, REAPER
+from factory_server.services.keeper import Keeper
+from factory_server.services.parts import Parts
+from factory_server.services.pool import PoolLane
+from factory_server.services.sessions import Sessions
+from factory_server.services.sweeper import Sweeper
+from factory_server.services.teardown import destroy_instance
+
+log = logging.getLogger("factory.reconciler")
+
+LEASE_S = 6.0
+"""A dead replica's crews are taken up after so long."""
+SCAN_S = 2.0
+CREWS_MAX = 2000
+SWEEP_S = 5.0
+REAP_S = 2.0
+REAP_BATCH = 32
+BUS_WATCH_S = 0.25
+COMPACT_S = 600.0
+EVENTS_KEEP_S = 7 * 24 * 3600.0
+EVENTS_KEEP_PER_CREW = 100_000
+
+
+class Reconciler:
+    """All lanes of this process. Create, then `run` as a task of the owner's."""
+
+    def __init__(self, parts: Parts, sessions: Sessions) -> None:
+        self._parts = parts
+        self._sessions = sessions
+        self._keepers: dict[str, Keeper] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._pool = PoolLane(parts, self.busy)
+        self._sweeper = Sweeper(parts, sessions, self.lost_instance)
+        self.settle: Callable[[str], Awaitable[None]] | None = None
+        self.ready = asyncio.Event()
+
+    # What use cases tell it
+
+    def adopt(self, crew: model.CrewRow) -> None:
+        """A crew that this process holds the lease of; begin at once with these rows."""
+        keeper = self._keep(crew.id)
+        keeper.begin_with(crew)
+        keeper.kick()
+        self._parts.hub.ring(POOL)
+
+    def kick(self, crew: str) -> None:
+        """Something about this crew changed."""
+        keeper = self._keepers.get(crew)
+        if keeper is not None:
+            keeper.kick()
+
+    def keeper(self, crew: str) -> Keeper | None:
+        """Who keeps the crew here."""
+        return self._keepers.get(crew)
+
+    def busy(self) -> bool:
+        """Whether agents are on their way to READY, so that refilling should wait."""
+        return any(k.working() for k in self._keepers.values())
+
+    # The lanes
+
+    async def run(self) -> None:
+        """Run all lanes until cancelled; instances live on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._sessions.own(group)
+                exits = group.create_task(self._hear_exits(), name="exits")
+                await self._adopt_first()
+                self.ready.set()
+                for name, lane in self._lanes().items():
+                    group.create_task(lane, name=name)
+                await exits
+        finally:
+            self._group = None
+
+    def _lanes(self) -> dict[str, Awaitable[None]]:
+        return {
+            "scan": self._every(SCAN_S, "scan", self._scan),
+            "reaper": self._on_ring(REAPER, REAP_S, "reaper", self._reap),
+            "pool": self._on_ring(POOL, REAP_S, "pool", self._pool.fill),
+            "sweep": self._every(SWEEP_S, "sweep", self._sweeper.sweep),
+            "bus": self._every(BUS_WATCH_S, "bus", self._watch_bus),
+            "compact": self._every(COMPACT_S, "compact", self._compact),
+        }
+
+    async def _every(self, pause_s: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._survive(name, work)
+            await asyncio.sleep(pause_s)
+
+    async def _on_ring(self, key: str, net_s: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        with self._parts.hub.subscribe(key) as rings:
+            while True:
+                await self._survive(name, work)
+                await rings.wait(net_s)
+
+    async def _survive(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """A part that does not answer must not end the lane: it is told, counted, and tried again."""
+        try:
+            await work()
+        except FactoryError as error:
+            self._parts.measures.trouble.labels(name).inc()
+            log.warning(
+                "lane is in trouble", extra={"action": "lane_trouble", "lane": name, "error": str(error)}
+            )
+
+    async def _adopt_first(self) -> None:
+        """Before anything is served: take up crews and compare with what really runs."""
+        await self._survive("sweep", self._sweeper.sweep)
+        await self._survive("scan", self._scan)
+
+    async def _scan(self) -> None:
+        crews = await self._parts.store.lease_crews(self._parts.owner, lease_s=LEASE_S, limit=CREWS_MAX)
+        for crew in crews:
+            self._keep(crew)
+
+    def _keep(self, crew: str) -> Keeper:
+        keeper = self._keepers.get(crew)
+        if keeper is None and self._group is not None:
+            keeper = Keeper(crew, self._parts, self._sessions)
+            keeper.settle = self.settle
+            self._keepers[crew] = keeper
+            self._group.create_task(self._run_keeper(keeper), name=f"keeper {crew}")
+        if keeper is None:
+            raise RuntimeError("the reconciler does not run")
+        return keeper
+
+    async def _run_keeper(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        finally:
+            self._keepers.pop(keeper.crew_id, None)
+
+    async def _hear_exits(self) -> None:
+        async for ended in self._parts.driver.exits():
+            await self._survive("exits", lambda ended=ended: self._ended(ended))  # type: ignore[misc]
+
+    async def _ended(self, ended: Exit) -> None:
+        reason = "OutOfMemory" if ended.oom else "InstanceExited"
+        how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.code}"
+        await self.lost_instance(ended.instance, reason, f"its instance ended by {how}")
+
+    async def lost_instance(self, instance: str, reason: str, message: str) -> None:
+        """An instance is dead: its agent gets a successor, or the pool another one."""
+        for keeper in list(self._keepers.values()):
+            agent = keeper.agent_of(instance)
+            if agent is not None:
+                log.info(
+                    "instance lost",
+                    extra={
+                        "action": "instance_lost",
+                        "agent": agent.id,
+                        "instance": instance,
+                        "reason": reason,
+                    },
+                )
+                await keeper.lost(agent, reason, message)
+                return
+        if not await self._is_owned_elsewhere(instance):
+            await self._parts.store.release_instance(instance)
+            self._parts.hub.ring(REAPER)
+            self._parts.hub.ring(POOL)
+
+    async def _is_owned_elsewhere(self, instance: str) -> bool:
+        rows = await self._parts.store.list_instances()
+        return any(r.id == instance and r.state is model.InstanceState.OWNED for r in rows)
+
+    async def _reap(self) -> None:
+        """Destroy what is DYING; what resists is tried again, and delays nobody else."""
+        rows = await self._parts.store.dying_instances(REAP_BATCH)
+        failures: list[FactoryError] = []
+        async with asyncio.TaskGroup() as group:
+            for row in rows:
+                group.create_task(self._reap_one(row.id, failures), name=f"reap {row.id}")
+        if rows:
+            self._parts.hub.ring(POOL)
+        if failures:
+            raise failures[0]
+        if len(rows) == REAP_BATCH:
+            self._parts.hub.ring(REAPER)
+
+    async def _reap_one(self, instance: str, failures: list[FactoryError]) -> None:
+        try:
+            await destroy_instance(self._parts, instance)
+        except FactoryError as error:
+            failures.append(error)
+
+    async def _watch_bus(self) -> None:
+        incarnation = await self._parts.bus.incarnation()
+        for keeper in self._keepers.values():
+            await keeper.bus_seen(incarnation)
+
+    async def _compact(self) -> None:
+        await self._parts.store.compact_events(keep_s=EVENTS_KEEP_S, keep_per_crew=EVENTS_KEEP_PER_CREW)

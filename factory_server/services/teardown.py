@@ -1,0 +1,84 @@
+"""Take agents away: let them finish, fence them, destroy what is left, and only then say so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from factory_server.core import model
+from factory_server.core.errors import FactoryError
+from factory_server.core.lifecycle import AgentEvent, AgentState
+from factory_server.services.parts import Parts
+from factory_server.services.provision import ACTOR
+from factory_server.services.sessions import Sessions
+
+log = logging.getLogger("factory.teardown")
+
+DYING_MAX = 1000
+
+
+async def destroy_instance(parts: Parts, instance: str) -> None:
+    """Destroy a sandbox and forget its row. Raises Unavailable where it may still exist."""
+    await parts.driver.destroy(instance)
+    await parts.store.forget_instance(instance)
+
+
+async def take_away(
+    parts: Parts, sessions: Sessions, agents: Sequence[model.AgentRow]
+) -> list[model.AgentRow]:
+    """Drain, fence and destroy; those of which nothing is left. The others are tried again next pass."""
+    gone: list[model.AgentRow] = []
+    async with asyncio.TaskGroup() as group:
+        for agent in agents:
+            group.create_task(_take_one(parts, sessions, agent, gone), name=f"take away {agent.id}")
+    return gone
+
+
+async def _take_one(
+    parts: Parts, sessions: Sessions, agent: model.AgentRow, gone: list[model.AgentRow]
+) -> None:
+    try:
+        await _let_finish(parts, sessions, agent)
+        await fence(parts, sessions, agent.crew, agent.id, agent.generation)
+        if agent.instance is not None:
+            await parts.store.release_instance(agent.instance.id)
+        for row in await parts.store.dying_instances(DYING_MAX):
+            if row.agent == agent.id:
+                await destroy_instance(parts, row.id)
+    except FactoryError as error:
+        parts.measures.trouble.labels("teardown").inc()
+        log.warning("cannot take away yet", extra={"agent": agent.id, "error": str(error)})
+        return
+    gone.append(agent)
+
+
+async def _let_finish(parts: Parts, sessions: Sessions, agent: model.AgentRow) -> None:
+    session = sessions.get(agent.id)
+    if session is None or agent.drain_until is None:
+        return
+    grace_s = (agent.drain_until - parts.now()).total_seconds()
+    if grace_s <= 0:
+        return
+    try:
+        await session.line.drain(grace_s=grace_s)
+    except FactoryError as error:
+        log.info("does not drain", extra={"agent": agent.id, "error": str(error)})
+
+
+async def fence(parts: Parts, sessions: Sessions, crew: str, agent: str, generation: int) -> None:
+    """Lock a generation out: its session ends and its bus user is gone. Its sockets go with the wiring."""
+    sessions.detach(agent, generation)
+    await parts.bus.revoke(crew, agent, generation)
+
+
+def drained(agent: model.AgentRow) -> model.Step:
+    """The step that says that nothing of it exists any more."""
+    return model.Step(
+        agent.id,
+        agent.generation,
+        (AgentState.DRAINING,),
+        AgentEvent.DRAINED,
+        ACTOR,
+        reason="Drained",
+    )
