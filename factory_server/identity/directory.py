@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from factory_server.identity.ca import CertificateAuthority, Clock, utc_now
-from factory_server.identity.mint import TokenMint
+from factory_server.identity.ca import PART_TTL_S, CertificateAuthority, Clock, half_life, utc_now
+from factory_server.identity.keyfiles import private_directory, write_directory
+from factory_server.identity.mint import OPERATOR_TOKEN_TTL_S, TokenMint
 from wire.errors import Unauthenticated
 from wire.identity import (
+    CA_FILE,
+    CERTIFICATE_FILE,
     FACTORY_AUTHORITY,
+    KEY_FILE,
+    TOKEN_FILE,
+    Identity,
+    IdentityFile,
+    load_identity,
     operator_spiffe,
     part_spiffe,
+    thumbprint,
 )
+from wire.policy import ADMIN
+from wire.tokens import TokenVerifier
 
 LOG = logging.getLogger("hyperfactory.identity")
 
