@@ -1,0 +1,53 @@
+"""Run the gateway: `python -m gateway --factory HOST:PORT --identity DIR --listen HOST:PORT --state DIR …`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+import uvloop
+
+from gateway.relay import PARK_S, Limits
+from gateway.service import GRACE_S, Options, serve
+from wire.logs import configure
+
+
+def main() -> None:
+    """Parse the command line and serve until SIGTERM or SIGINT."""
+    configure("gateway")
+    uvloop.run(_serve(_options()))
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(prog="gateway", description="One port for the factory and every agent.")
+    parser.add_argument("--factory", required=True, help="the factory's host:port")
+    parser.add_argument("--identity", required=True, type=Path, help="directory of the gateway's identity")
+    parser.add_argument("--listen", required=True, help="host:port for clients")
+    parser.add_argument("--state", required=True, type=Path, help="directory for what survives a restart")
+    parser.add_argument("--metrics", required=True, help="host:port of /metrics, /readyz and /routes")
+    parser.add_argument("--park-s", type=float, default=PARK_S, help="how long a call waits for its agent")
+    parser.add_argument("--grace-s", type=float, default=GRACE_S, help="how long calls may finish at the end")
+    given = parser.parse_args()
+    return Options(
+        factory=given.factory,
+        identity=given.identity,
+        listen=given.listen,
+        state=given.state.resolve(),
+        metrics=given.metrics,
+        grace_s=given.grace_s,
+        limits=Limits(park_s=given.park_s),
+    )
+
+
+async def _serve(options: Options) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    await serve(options, stop)
+
+
+if __name__ == "__main__":
+    main()

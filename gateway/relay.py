@@ -1,0 +1,319 @@
+"""Accept raw TLS connections, read whom they name, and lead each to the socket of the live instance."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import structlog
+
+from gateway.destination import Answer, Destination, Park, ToAgent, ToGroup, destination, gave_up
+from gateway.hello import NotAClientHello, server_name
+from gateway.pipe import BUFFER_MAX_BYTES, Pipe, Traffic
+from gateway.registry import Registry, Route
+from hyperfactory.v1 import types_pb2
+from wire.errors import FactoryError, NotFound
+
+PARK_S: Final = 10.0
+HELLO_WITHIN_S: Final = 5.0
+CONNECT_WITHIN_S: Final = 2.0
+LOOK_AGAIN_S: Final = 0.1
+"""A socket that did not answer is tried again so soon, if no news comes earlier."""
+SWEEP_EVERY_S: Final = 30.0
+IDLE_SWEEPS_MAX: Final = 20
+BACKLOG: Final = 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the relay holds at most, and how long."""
+
+    connections: int = 8192
+    parked: int = 512
+    park_s: float = PARK_S
+
+
+class Answerer(Protocol):
+    """Takes a connection over and ends its calls with an error; False where it may not speak for the name."""
+
+    async def answer(self, client: Opening, authority: str, error: FactoryError) -> bool: ...
+
+
+class Opening(asyncio.Protocol):
+    """A connection of which we do not know yet where it goes."""
+
+    def __init__(
+        self,
+        admit: Callable[[], bool],
+        on_named: Callable[[Opening, str], asyncio.Task[None]],
+        on_over: Callable[[], None],
+    ) -> None:
+        self._admit = admit
+        self._on_named = on_named
+        self._on_over = on_over
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+        self.first = bytearray()
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self._admit():
+            self._timer = asyncio.get_running_loop().call_later(HELLO_WITHIN_S, self.transport.abort)
+        else:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.first += data
+        if len(self.first) > BUFFER_MAX_BYTES:
+            self.transport.abort()
+        elif self._task is None:
+            self._read_name()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        task = self._task
+        self.hand_over()
+        if task is not None:
+            task.cancel()
+
+    @property
+    def handed_over(self) -> bool:
+        return self._over
+
+    def hand_over(self) -> bytes:
+        """Let go of the connection: somebody leads it now. Returns what the client has sent so far."""
+        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._over:
+            self._over = True
+            self._on_over()
+        return bytes(self.first)
+
+    def _read_name(self) -> None:
+        try:
+            name = server_name(self.first)
+        except NotAClientHello as error:
+            log.info("refused a connection", action="relay.not_tls", why=str(error))
+            self.transport.abort()
+            return
+        if name is not None and self._timer is not None:
+            self._timer.cancel()
+            self._task = self._on_named(self, name)
+
+
+@dataclass(slots=True)
+class _Waited:
+    """Why a connection waits, kept where a deadline does not lose it."""
+
+    why: str = ""
+
+
+@dataclass(slots=True)
+class Gauges:
+    """What the relay is busy with."""
+
+    traffic: Traffic
+    opening: int = 0
+    parked: int = 0
+    park_timeouts: int = 0
+
+
+class Relay:
+    """Leads connections by the registry, and cuts those to an instance that is no longer the live one."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        answerer: Answerer,
+        groups_at: Callable[[], tuple[str, int]],
+        group_routed: Callable[[str], bool],
+        wake: Callable[[Route], Awaitable[None]],
+        limits: Limits,
+        traffic: Traffic,
+    ) -> None:
+        self._registry = registry
+        self._answerer = answerer
+        self._groups_at = groups_at
+        self._group_routed = group_routed
+        self._wake = wake
+        self._limits = limits
+        self._tasks: asyncio.TaskGroup
+        self._pipes: dict[str, dict[Pipe, int]] = defaultdict(dict)
+        self._waking: set[tuple[str, int]] = set()
+        self.gauges = Gauges(traffic)
+        registry.observers.append(self._fence)
+
+    async def run(self) -> None:
+        """Own every connection's task until cancelled; `serve` may be called once this runs."""
+        async with asyncio.TaskGroup() as self._tasks:
+            while True:
+                await asyncio.sleep(SWEEP_EVERY_S)
+                self._sweep()
+
+    # -- accepting ---------------------------------------------------------------------------------------
+
+    def accept(self, *, parking: bool) -> asyncio.Protocol:
+        """The protocol of a new connection. Members of a group are not waited for: another can answer."""
+        self.gauges.opening += 1
+
+        def named(opening: Opening, name: str) -> asyncio.Task[None]:
+            return self._tasks.create_task(
+                self._lead_safely(opening, name, parking=parking), name=f"lead {name}"
+            )
+
+        return Opening(self._admit, named, self._over)
+
+    def _admit(self) -> bool:
+        if self.gauges.traffic.connections + self.gauges.opening <= self._limits.connections:
+            return True
+        self.gauges.traffic.refused += 1
+        return False
+
+    def _over(self) -> None:
+        self.gauges.opening -= 1
+
+    async def _lead_safely(self, client: Opening, name: str, *, parking: bool) -> None:
+        try:
+            led = await self._lead(client, name, parking=parking)
+        except Exception:
+            log.exception("cannot lead a connection", action="relay.failed", authority=name)
+            led = False
+        if not led:
+            client.transport.abort()
+
+    # -- leading -----------------------------------------------------------------------------------------
+
+    async def _lead(self, client: Opening, name: str, *, parking: bool) -> bool:
+        waited = _Waited()
+        try:
+            async with asyncio.timeout(self._limits.park_s if parking else CONNECT_WITHIN_S):
+                with self._registry.watch(name) as bell:
+                    return await self._lead_or_park(client, name, bell, waited, parking=parking)
+        except TimeoutError:
+            if client.handed_over:
+                return True
+            self.gauges.park_timeouts += 1
+        return await self._answerer.answer(client, name, gave_up(name, waited.why))
+
+    async def _lead_or_park(
+        self, client: Opening, name: str, bell: asyncio.Event, waited: _Waited, *, parking: bool
+    ) -> bool:
+        while True:
+            bell.clear()
+            where = self._look(name)
+            if isinstance(where, Answer):
+                if await self._answerer.answer(client, name, where.error):
+                    return True
+                if not isinstance(where.error, NotFound):
+                    return False
+                where = Park("the factory knows it and the gateway does not yet")
+            elif not isinstance(where, Park) and await self._connect(client, where):
+                return True
+            if not parking or self.gauges.parked >= self._limits.parked:
+                return False
+            waited.why = where.why if isinstance(where, Park) else "its socket does not answer"
+            await self._park(where, bell)
+
+    def _look(self, name: str) -> Destination:
+        registry = self._registry
+        return destination(
+            name,
+            registry.find(name),
+            group=bool(registry.members(name)),
+            routed=self._group_routed(name),
+            current=registry.current,
+        )
+
+    async def _park(self, where: Destination, bell: asyncio.Event) -> None:
+        if isinstance(where, Park) and where.wake is not None:
+            self._wake_once(where.wake)
+        self.gauges.parked += 1
+        try:
+            if isinstance(where, Park):
+                await bell.wait()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await bell.wait()
+        finally:
+            self.gauges.parked -= 1
+
+    def _wake_once(self, route: Route) -> None:
+        key = (route.agent, route.generation)
+        if key in self._waking:
+            return
+        self._waking.add(key)
+
+        async def wake() -> None:
+            try:
+                await self._wake(route)
+            finally:
+                self._waking.discard(key)
+
+        self._tasks.create_task(wake(), name=f"wake {route.authority}")
+
+    async def _connect(self, client: Opening, where: ToAgent | ToGroup) -> bool:
+        """Connect and join; False where nobody answers or the instance was replaced meanwhile."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                if isinstance(where, ToAgent):
+                    server, _ = await loop.create_unix_connection(asyncio.Protocol, where.route.socket)
+                else:
+                    server, _ = await loop.create_connection(asyncio.Protocol, *self._groups_at())
+        except (OSError, TimeoutError):
+            return False
+        if isinstance(where, ToAgent) and self._registry.find(where.route.authority) != where.route:
+            server.abort()
+            return False
+        self._join(client, server, where)
+        return True
+
+    def _join(self, client: Opening, server: asyncio.Transport, where: ToAgent | ToGroup) -> None:
+        first = client.hand_over()
+        self.gauges.traffic.connections += 1
+        agent, generation = (
+            (where.route.agent, where.route.generation) if isinstance(where, ToAgent) else ("", 0)
+        )
+        pipes = self._pipes[agent]
+
+        def over(pipe: Pipe) -> None:
+            self.gauges.traffic.connections -= 1
+            pipes.pop(pipe, None)
+            if not pipes:
+                self._pipes.pop(agent, None)
+
+        pipe = Pipe.join(client.transport, server, first, self.gauges.traffic, over)
+        pipes[pipe] = generation
+
+    # -- ending ------------------------------------------------------------------------------------------
+
+    def _fence(self, agent: str, route: Route | None) -> None:
+        """Cut what leads to an instance that is not the live one; one that drains may finish its calls."""
+        for pipe, generation in tuple(self._pipes.get(agent, {}).items()):
+            if not _may_go_on(route, generation):
+                pipe.cut()
+
+    def _sweep(self) -> None:
+        for pipes in tuple(self._pipes.values()):
+            for pipe in tuple(pipes):
+                if pipe.idle_sweeps() > IDLE_SWEEPS_MAX:
+                    pipe.cut()
+
+
+def _may_go_on(route: Route | None, generation: int) -> bool:
+    if route is None or route.generation != generation:
+        return False
+    return route.serving or route.state == types_pb2.AGENT_STATE_DRAINING
