@@ -89,7 +89,9 @@ class Nursery:
     shelf: records.Records
     uid_base: int = UID_BASE
     _filter: bytes = field(default_factory=seccomp.program)
-    _pid_namespace: int = field(default_factory=lambda: os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
+    _pid_namespace: int = field(
+        default_factory=lambda: os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    )
 
     def spawn(self, wish: Wish, slot: int) -> Agent:
         """Fork one agent and give it leave to run; it reports readiness on `ready_fd`."""
@@ -97,7 +99,9 @@ class Nursery:
         if threads != 1:
             raise RuntimeError(f"the fork server has {threads} threads: a fork would copy their locks")
         stem = records.stem(wish.instance)
-        agent = Agent(Record(wish.instance, slot, wish.labels), logs.LogWriter(STATE / "logs", stem), probe=wish.probe)
+        agent = Agent(
+            Record(wish.instance, slot, wish.labels), logs.LogWriter(STATE / "logs", stem), probe=wish.probe
+        )
         try:
             agent.record = self.shelf.write(agent.record)
             self._give_birth(agent, self._prepare(agent, wish))
@@ -277,4 +281,3 @@ def _read_status(fd: int) -> int | None:
         return int(os.read(fd, 32))
     except (ValueError, BlockingIOError):
         return None
-

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from factory_server.drivers.namespaces import mounts, seccomp
+from factory_server.drivers.namespaces import mounts
 from factory_server.drivers.namespaces import syscalls as sys_
 from factory_server.drivers.namespaces.cgroups import Cgroups, Group
 
@@ -75,7 +75,7 @@ def live(birth: Birth, pipes: Pipes) -> None:
     step = "file descriptors"
     try:
         _keep_only(pipes)
-        for step, action in _steps(birth):
+        for step, action in _steps(birth):  # noqa: B007 - a failure names the step
             action()
         step = "go"
         if os.read(GO_FD, 1) != b"g":
@@ -85,7 +85,7 @@ def live(birth: Birth, pipes: Pipes) -> None:
         _reap(os.fork())
         os.close(STATUS_FD)
         _run(birth.entry)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(READY_FD, FAILED + f"cannot enter the sandbox at '{step}': {error}".encode())
     os._exit(EXIT_SETUP)

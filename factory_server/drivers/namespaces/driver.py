@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
-import os
 import re
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +15,11 @@ from typing import Final, TypeVar
 from factory_server.core.errors import Exhausted, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
 from factory_server.drivers.exitstream import ExitHub
-from factory_server.drivers.namespaces import findings, launcher, logs, probe, processes, protocol, wiring
+from factory_server.drivers.namespaces import findings, launcher, logs, probe, processes, protocol
 from factory_server.drivers.namespaces.cgroups import Cgroups, Group
-from factory_server.drivers.namespaces.client import ForkClient, RejectedError
+from factory_server.drivers.namespaces.client import RejectedError
+from factory_server.drivers.namespaces.files import Files
+from factory_server.drivers.namespaces.link import ForkLink
 from factory_server.drivers.namespaces.protocol import Message
 from factory_server.drivers.namespaces.records import stem
 
@@ -54,142 +53,70 @@ class NamespacesDriver:
         leash_s: float = 0.0,
         rootless: bool | None = None,
     ) -> None:
-        self._where = launcher.places(state_dir)
-        self._factory = factory
-        self._entry = entry
-        self._packages = tuple(packages)
-        self._leash_s = leash_s
-        self._rootless = rootless
-        self._client: ForkClient | None = None
-        self._connecting = asyncio.Lock()
+        where = launcher.places(state_dir)
+        wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s)
+        self._files = Files(where)
+        self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
         self._locks: dict[str, asyncio.Lock] = {}
         self._known: dict[str, Message] = {}
         self._cgroups = Cgroups((), factory)
-        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
         self._exits = ExitHub(self._renew)
+        self._link = ForkLink(
+            wish,
+            self._threads,
+            on_event=self._on_event,
+            on_lost=lambda: self._exits.push(None),
+            on_alive=self._on_alive,
+            rootless=rootless,
+        )
 
     # Life of the driver
 
     async def start(self) -> None:
         """Find or start the fork server, and wipe what no sandbox owns any more."""
-        await self._in_thread(self._where.make)
-        await self._connected()
+        await self._in_thread(self._files.where.make)
         for item in (await self._ask("list", CALL_MAX_S))["items"]:
             if item["ended"]:
                 await self.destroy(item["instance"])
         known = {stem(instance) for instance in self._known}
-        await self._in_thread(self._sweep, known)
+        await self._in_thread(self._files.sweep, known)
 
     async def close(self) -> None:
         """Hang up; the fork server and its sandboxes live on."""
         self._exits.close()
-        if self._client is not None:
-            self._client.close()
-        self._files.shutdown(wait=False)
+        self._link.close()
+        self._threads.shutdown(wait=False)
 
     async def terminate(self) -> None:
         """Destroy every sandbox, end the fork server and remove all files; for a clean stop."""
-        client = await self._connected()
+        client = await self._link.client()
         with contextlib.suppress(Unavailable):  # it may be gone before its answer is read
             await client.request("stop", deadline_s=CALL_MAX_S, kill=True)
         async with asyncio.timeout(DESTROY_MAX_S):
             await client.lost.wait()
-        await self._in_thread(self._remove_everything)
+        await self._in_thread(self._files.remove_everything)
         await self.close()
 
-    def _remove_everything(self) -> None:
-        shutil.rmtree(self._where.sockets, ignore_errors=True)
-        for name in ("instances", "logs", "root"):
-            shutil.rmtree(self._where.state / name, ignore_errors=True)
-        for name in ("zygote.log", "zygote.lock"):
-            (self._where.state / name).unlink(missing_ok=True)
-
-    def _sweep(self, known: set[str]) -> None:
-        for part in ("own", "peers"):
-            for path in (self._where.sockets / part).iterdir():
-                if path.name not in known:
-                    shutil.rmtree(path, ignore_errors=True)
-        for part in ("ctl", "svc"):
-            for path in (self._where.sockets / part).iterdir():
-                if path.name.removesuffix(".sock") not in known:
-                    path.unlink(missing_ok=True)
-
-    async def _connected(self) -> ForkClient:
-        """The fork server's connection, renewed if it broke; starts the server if there is none."""
-        async with self._connecting:
-            if self._client is not None and self._client.connected:
-                return self._client
-            self._client = await self._find_or_launch()
-            await self._look_again(self._client)
-            return self._client
-
-    async def _find_or_launch(self) -> ForkClient:
-        wish = await self._in_thread(self._settings, bool(self._rootless))
-        client = self._new_client()
-        try:
-            await client.connect(self._where.fork_server)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return await self._launch()
-        self._rootless = bool(client.greeting["rootless"])
-        if client.greeting["fingerprint"] == wish.fingerprint:
-            return client
-        # It would fork yesterday's code. Its agents outlive it, and a successor adopts them.
-        with contextlib.suppress(Unavailable):
-            await client.request("stop", deadline_s=CALL_MAX_S, kill=False)
-        return await self._launch()
-
-    async def _launch(self) -> ForkClient:
-        """Start a fork server at the strongest tier that this host allows."""
-        tries = [self._rootless] if self._rootless is not None else [False, True][os.geteuid() != 0 :]
-        reasons = []
-        for rootless in tries:
-            wish = await self._in_thread(self._settings, rootless)
-            try:
-                await self._in_thread(launcher.launch, wish)
-            except Unavailable as error:
-                reasons.append(f"{'rootless' if rootless else 'full'}: {error}")
-                continue
-            client = self._new_client()
-            await client.connect(self._where.fork_server)
-            self._rootless = rootless
-            return client
-        raise Unavailable(findings.no_tier(reasons))
-
-    def _settings(self, rootless: bool) -> launcher.Settings:
-        return launcher.settings(
-            self._where,
-            factory=self._factory,
-            entry=self._entry,
-            packages=self._packages,
-            rootless=rootless,
-            leash_s=self._leash_s,
-        )
-
-    def _new_client(self) -> ForkClient:
-        return ForkClient(on_event=self._on_event, on_lost=lambda: self._exits.push(None))
-
-    async def _renew(self) -> None:
-        await self._connected()
-
-    async def _look_again(self, client: ForkClient) -> None:
+    def _on_alive(self, alive: Mapping[str, Message]) -> None:
         """After a gap nobody saw the exits: whoever was there and is not any more has ended."""
-        items = (await client.request("list", deadline_s=CALL_MAX_S))["items"]
-        alive = {item["instance"]: item for item in items if item["ready"] and not item["ended"]}
         for instance in self._known.keys() - alive.keys():
             self._exits.push(Exit(instance))
-        self._known = alive
+        self._known = dict(alive)
 
     def _on_event(self, message: Message) -> None:
         instance = message["instance"]
         self._known.pop(instance, None)
         self._exits.push(Exit(instance, message["code"], message["signal"], message["oom"]))
 
+    async def _renew(self) -> None:
+        await self._link.client()
+
     async def _ask(self, op: str, deadline_s: float, **body: object) -> Message:
-        client = await self._connected()
+        client = await self._link.client()
         return await client.request(op, deadline_s=deadline_s, **body)
 
     async def _in_thread(self, action: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._files, action, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, action, *arguments)
 
     def _lock(self, instance: str) -> asyncio.Lock:
         return self._locks.setdefault(instance, asyncio.Lock())
@@ -207,9 +134,11 @@ class NamespacesDriver:
             raise Unavailable(f"cannot probe: {error}") from error
         finally:
             await self.destroy(instance)
-        tier = Tier.ROOTLESS if self._rootless else Tier.FULL
+        tier = Tier.ROOTLESS if self._link.rootless else Tier.FULL
         report = json.loads(answer["report"])
-        return DriverInfo(self.name, tier, findings.properties(tier, report, answer["missing"], answer["groups"]))
+        return DriverInfo(
+            self.name, tier, findings.properties(tier, report, answer["missing"], answer["groups"])
+        )
 
     async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
         """Fork the instance, or find it; its control socket answers."""
@@ -233,10 +162,8 @@ class NamespacesDriver:
         return await self._ask("create", deadline_s, wish=wish)
 
     def _sandbox(self, item: Message) -> Sandbox:
-        path = self._where.sockets / "ctl" / f"{stem(item['instance'])}.sock"
-        return Sandbox(
-            item["instance"], self.name, f"unix://{path}", host_pid=item["pid"], labels=item["labels"]
-        )
+        name, control = item["instance"], f"unix://{self._files.control(item['instance'])}"
+        return Sandbox(name, self.name, control, host_pid=item["pid"], labels=item["labels"])
 
     async def list(self) -> Sequence[Sandbox]:
         """Every instance that serves."""
@@ -247,18 +174,7 @@ class NamespacesDriver:
         """Take the service socket over, and its directory away from the agent."""
         self._live(instance)
         async with self._lock(instance):
-            return await self._in_thread(self._publish, instance)
-
-    def _publish(self, instance: str) -> str:
-        own = self._where.sockets / "own" / stem(instance)
-        target = self._where.sockets / "svc" / f"{stem(instance)}.sock"
-        try:
-            wiring.adopt(own / "svc.sock", target, mode=wiring.PEER_MODE)
-            if not self._rootless:
-                wiring.seal(own)
-        except OSError as error:
-            raise Unavailable(f"cannot publish '{instance}': {error}") from error
-        return f"unix://{target}"
+            return await self._in_thread(self._files.publish, instance, not self._link.rootless)
 
     async def wire(self, instance: str, links: Mapping[str, str]) -> None:
         """Show exactly these sockets to the instance."""
@@ -267,17 +183,9 @@ class NamespacesDriver:
                 raise Invalid(f"cannot wire '{instance}': '{name}' is not a link name")
         self._live(instance)
         async with self._lock(instance):
-            missing = await self._in_thread(self._wire, instance, dict(links))
+            missing = await self._in_thread(self._files.wire, instance, dict(links))
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
-
-    def _wire(self, instance: str, links: dict[str, str]) -> Sequence[str]:
-        try:
-            return wiring.wire(self._where.sockets / "peers" / stem(instance), links)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise Invalid(f"cannot wire '{instance}': {error.filename} lies on another filesystem") from error
-            raise Unavailable(f"cannot wire '{instance}': {error}") from error
 
     async def freeze(self, instance: str) -> None:
         """Stop every process of the instance."""
@@ -295,7 +203,7 @@ class NamespacesDriver:
                 await self._in_thread(processes.stop if frozen else processes.resume, item["pid"])
                 return
             async with asyncio.timeout(FREEZE_MAX_S):
-                while self._cgroups.is_frozen(groups) != frozen:
+                while self._cgroups.is_frozen(groups) != frozen:  # noqa: ASYNC110 - the kernel sends no event
                     await asyncio.sleep(FREEZE_POLL_S)
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"cannot {'freeze' if frozen else 'thaw'} '{instance}': {error!r}") from error
@@ -308,16 +216,9 @@ class NamespacesDriver:
             except RejectedError as error:
                 raise Unavailable(f"cannot destroy '{instance}': {error}") from error
             self._known.pop(instance, None)
-            await self._in_thread(self._remove_files, stem(instance))
+            await self._in_thread(self._files.remove, instance)
         if not self._lock(instance).locked():
             self._locks.pop(instance, None)
-
-    def _remove_files(self, name: str) -> None:
-        for part in ("own", "peers"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self._where.sockets / part / name)
-        for part in ("ctl", "svc"):
-            (self._where.sockets / part / f"{name}.sock").unlink(missing_ok=True)
 
     def exits(self) -> AsyncIterator[Exit]:
         """Instances that ended, from now on; reading it also revives a dead fork server."""
@@ -336,7 +237,7 @@ class NamespacesDriver:
 
     async def logs(self, instance: str, *, tail_bytes: int, follow: bool) -> AsyncIterator[LogChunk]:
         """The newest output, then what is added while the instance lives."""
-        directory, name = self._where.state / "logs", stem(instance)
+        directory, name = self._files.where.state / "logs", stem(instance)
         position, data = await self._in_thread(logs.tail, directory, name, tail_bytes)
         while True:
             if data:

@@ -12,7 +12,10 @@ _BY_RLIMIT = "per process by rlimit only: "
 
 
 def properties(
-    tier: Tier, report: Mapping[str, Sequence[str]], missing: Mapping[str, str], groups: Sequence[Sequence[Any]]
+    tier: Tier,
+    report: Mapping[str, Sequence[str]],
+    missing: Mapping[str, str],
+    groups: Sequence[Sequence[Any]],
 ) -> tuple[Property, ...]:
     """All properties; `missing` names the limits that no cgroup holds, with the reason."""
     found = [Property(name, Enforcement(how), why) for name, (how, why) in report.items()]

@@ -241,7 +241,13 @@ class ForkServer:
             return
 
     def _tell(self, instance: str, end: End) -> None:
-        event = {"event": "exit", "instance": instance, "code": end.code, "signal": end.signal, "oom": end.oom}
+        event = {
+            "event": "exit",
+            "instance": instance,
+            "code": end.code,
+            "signal": end.signal,
+            "oom": end.oom,
+        }
         for peer in self._peers:
             peer.send(event)
 

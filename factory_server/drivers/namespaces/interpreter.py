@@ -19,7 +19,7 @@ from typing import Final
 APP: Final = "/app"
 SRC: Final = f"{APP}/src"
 # Places that a sandbox covers with its own mounts, so that nothing below them can be shown.
-_COVERED: Final = ("/tmp", "/workspace", "/dev", "/proc", "/run", "/app", "/skills")  # noqa: S108
+_COVERED: Final = ("/tmp", "/workspace", "/dev", "/proc", "/run", "/app", "/skills")
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def environment(tree: PythonTree) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "HOME": "/workspace",
-        "TMPDIR": "/tmp",  # noqa: S108
+        "TMPDIR": "/tmp",
         "LANG": "C.UTF-8",
         # Off before grpc is imported: its fork handlers wedge an agent that forks at its process limit.
         "GRPC_ENABLE_FORK_SUPPORT": "0",

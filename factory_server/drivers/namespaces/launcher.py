@@ -8,7 +8,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,8 @@ from typing import Final
 from factory_server.core.errors import Unavailable
 from factory_server.drivers.namespaces import interpreter
 from factory_server.drivers.namespaces.zygote import SOCKET_NAME, Settings
+
+__all__ = ["Places", "Settings", "Wish", "fingerprint", "launch", "places", "settings"]
 
 LAUNCH_MAX_S: Final = 30.0
 _SHORT_MAX: Final = 40  # longest directory below which `ctl/<48 characters>.sock` stays a valid socket path
@@ -51,7 +52,7 @@ def places(state_dir: Path) -> Places:
     if len(str(state / "s")) <= _SHORT_MAX:
         return Places(state, state / "s")
     digest = hashlib.sha256(str(state).encode()).hexdigest()[:12]
-    parent = Path("/run") if os.access("/run", os.W_OK) else Path("/tmp")  # noqa: S108
+    parent = Path("/run") if os.access("/run", os.W_OK) else Path("/tmp")
     return Places(state, parent / f"hf-{os.geteuid()}-{digest}")
 
 
@@ -72,23 +73,32 @@ def fingerprint(entry: str, packages: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def settings(
-    where: Places, *, factory: str, entry: str, packages: Iterable[str], rootless: bool, leash_s: float
-) -> Settings:
-    """What the fork server is told."""
-    names = {entry.partition(".")[0].partition(":")[0], *packages}
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a factory asks of its fork server, whatever the tier."""
+
+    where: Places
+    factory: str
+    entry: str
+    packages: tuple[str, ...]
+    leash_s: float
+
+
+def settings(wish: Wish, rootless: bool) -> Settings:
+    """What the fork server is told; reads the packages' files, so call in a thread."""
+    names = {wish.entry.partition(".")[0].partition(":")[0], *wish.packages}
     located = interpreter.locate(sorted(names))
-    print_ = fingerprint(entry, located)
+    mark = fingerprint(wish.entry, located)
     located |= interpreter.locate(["factory_server"])
     return Settings(
-        factory=factory,
-        entry=entry,
-        state=str(where.state),
-        sockets=str(where.sockets),
+        factory=wish.factory,
+        entry=wish.entry,
+        state=str(wish.where.state),
+        sockets=str(wish.where.sockets),
         packages=_only_ours(located),
-        fingerprint=print_,
+        fingerprint=mark,
         rootless=rootless,
-        leash_s=leash_s,
+        leash_s=wish.leash_s,
     )
 
 
@@ -104,13 +114,17 @@ def _only_ours(located: dict[str, str]) -> dict[str, str]:
 def launch(wish: Settings) -> None:
     """Start the fork server; returns when it listens. Blocking: call in a thread."""
     root = Path(__file__).parents[3]
-    environment = {"PYTHONPATH": str(root), "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"}
+    environment = {
+        "PYTHONPATH": str(root),
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "LANG": "C.UTF-8",
+    }
     if "LD_LIBRARY_PATH" in os.environ:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     command = [sys.executable, "-m", "factory_server.drivers.namespaces.zygote"]
     command += ["--launch", json.dumps(asdict(wish))]
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -33,8 +33,9 @@ _DEV_LINKS: Final = {
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
 }
+_NO_LOGIN: Final = "/usr/sbin/nologin"
 _FILES: Final = {
-    "/etc/passwd": f"root:x:0:0:root:/:/usr/sbin/nologin\nagent:x:{INNER_ID}:{INNER_ID}:agent:/workspace:/bin/sh\n",
+    "/etc/passwd": f"root:x:0:0::/:{_NO_LOGIN}\nagent:x:{INNER_ID}:{INNER_ID}::/workspace:/bin/sh\n",
     "/etc/group": f"root:x:0:\nagent:x:{INNER_ID}:\n",
     "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
@@ -93,7 +94,7 @@ def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None
     for path, target in tree.links.items():
         build.link(path, target)
     build.bind("/proc", "/proc", sys_.ATTR_NOSUID | sys_.ATTR_NODEV | sys_.ATTR_NOEXEC)
-    for path in ("/tmp", WORKSPACE, OWN, PEERS, "/skills"):  # noqa: S108
+    for path in ("/tmp", WORKSPACE, OWN, PEERS, "/skills"):
         build.directory(path)
     build.directory(HOST)
     sys_.mount("tmpfs", root + HOST, "tmpfs", _TMPFS_FLAGS, "mode=700,size=64k")
@@ -123,7 +124,7 @@ def _add_system(build: _Builder) -> None:
 
 
 def _add_devices(build: _Builder) -> None:
-    build.directory("/dev/shm")  # noqa: S108
+    build.directory("/dev/shm")
     for name in _DEVICES:
         build.bind(f"/dev/{name}", f"/dev/{name}", sys_.ATTR_NOSUID | sys_.ATTR_NOEXEC)
     for name, target in _DEV_LINKS.items():
@@ -145,8 +146,8 @@ def enter(view: View) -> None:
     """Add the child's own mounts; the caller has just left for a mount namespace of its own."""
     sizes = {
         WORKSPACE: view.workspace_bytes,
-        "/tmp": view.workspace_bytes,  # noqa: S108
-        "/dev/shm": view.workspace_bytes // _SHM_SHARE,  # noqa: S108
+        "/tmp": view.workspace_bytes,
+        "/dev/shm": view.workspace_bytes // _SHM_SHARE,
     }
     for path, size in sizes.items():
         options = (

@@ -69,11 +69,12 @@ def _no_new_privileges() -> Finding:
 
 def _seccomp() -> Finding:
     libc = ctypes.CDLL(None, use_errno=True)
-    for name, call in (
-        ("io_uring_setup", lambda: libc.syscall(_NR_IO_URING_SETUP, 0, None)),
-        ("unshare", lambda: libc.unshare(_CLONE_NEWUSER)),
-        ("mount", lambda: libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None)),
-    ):
+    calls: dict[str, Callable[[], int]] = {
+        "io_uring_setup": lambda: int(libc.syscall(_NR_IO_URING_SETUP, 0, None)),
+        "unshare": lambda: int(libc.unshare(_CLONE_NEWUSER)),
+        "mount": lambda: int(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None)),
+    }
+    for name, call in calls.items():
         if call() >= 0 or ctypes.get_errno() != errno.EPERM:
             return ABSENT, f"{name} was not refused"
     return (ENFORCED, "") if _status()["Seccomp"] == "2" else (ABSENT, "no filter")
@@ -150,5 +151,7 @@ def landlock_version() -> int:
     if platform.machine() not in ("x86_64", "aarch64"):
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
-    answer = libc.syscall(_NR_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_VERSION))
+    answer = libc.syscall(
+        _NR_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_VERSION)
+    )
     return max(int(answer), 0)

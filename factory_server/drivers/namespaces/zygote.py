@@ -65,9 +65,16 @@ def launch(settings: Settings) -> None:
         tree = interpreter.plan(settings.packages)
         _own_mounts(settings, tree)
         os.set_inheritable(write_end, True)
-        arguments = [tree.executable, "-m", __spec__.name, "--serve", json.dumps(asdict(settings)), str(write_end)]
-        os.execve(tree.executable, arguments, interpreter.environment(tree))  # noqa: S606
-    except BaseException as error:  # noqa: BLE001
+        arguments = [
+            tree.executable,
+            "-m",
+            __spec__.name,
+            "--serve",
+            json.dumps(asdict(settings)),
+            str(write_end),
+        ]
+        os.execve(tree.executable, arguments, interpreter.environment(tree))
+    except BaseException as error:
         os.write(write_end, f"{type(error).__name__}: {error}".encode())
         os._exit(1)
 
@@ -112,7 +119,7 @@ def serve(settings: Settings, report_fd: int) -> None:
         _raise_file_limit()
         entry = _load(settings.entry)
         listener = _listen()
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         os.write(report_fd, f"{type(error).__name__}: {error}".encode())
         os._exit(1)
     nursery = Nursery(

@@ -1,0 +1,77 @@
+"""The host side of the sandboxes' directories: control and service sockets, peers, and what is left to wipe."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory_server.core.errors import Invalid, Unavailable
+from factory_server.drivers.namespaces import wiring
+from factory_server.drivers.namespaces.launcher import Places
+from factory_server.drivers.namespaces.records import stem
+
+_TREES = ("own", "peers")
+_LINKS = ("ctl", "svc")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Every method blocks on the disk: call in a thread."""
+
+    where: Places
+
+    def control(self, instance: str) -> Path:
+        """The control socket's name that only the factory can open."""
+        return self.where.sockets / "ctl" / f"{stem(instance)}.sock"
+
+    def publish(self, instance: str, seal: bool) -> str:
+        """Take the service socket over; `seal` takes its directory away from the agent."""
+        own = self.where.sockets / "own" / stem(instance)
+        target = self.where.sockets / "svc" / f"{stem(instance)}.sock"
+        try:
+            wiring.adopt(own / "svc.sock", target, mode=wiring.PEER_MODE)
+            if seal:
+                wiring.seal(own)
+        except OSError as error:
+            raise Unavailable(f"cannot publish '{instance}': {error}") from error
+        return f"unix://{target}"
+
+    def wire(self, instance: str, links: Mapping[str, str]) -> Sequence[str]:
+        """Show exactly these sockets; the answer names those that are not there."""
+        try:
+            return wiring.wire(self.where.sockets / "peers" / stem(instance), links)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise Invalid(
+                    f"cannot wire '{instance}': {error.filename} lies on another filesystem"
+                ) from error
+            raise Unavailable(f"cannot wire '{instance}': {error}") from error
+
+    def remove(self, instance: str) -> None:
+        """Remove all that is the instance's."""
+        for part in _TREES:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.where.sockets / part / stem(instance))
+        for part in _LINKS:
+            (self.where.sockets / part / f"{stem(instance)}.sock").unlink(missing_ok=True)
+
+    def sweep(self, known: AbstractSet[str]) -> None:
+        """Remove what belongs to none of the `known` instances."""
+        stems = {stem(instance) for instance in known}
+        for part in (*_TREES, *_LINKS):
+            for path in (self.where.sockets / part).iterdir():
+                if path.name.removesuffix(".sock") not in stems:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def remove_everything(self) -> None:
+        """Remove every file of the driver, when nothing runs any more."""
+        shutil.rmtree(self.where.sockets, ignore_errors=True)
+        for name in ("instances", "logs", "root"):
+            shutil.rmtree(self.where.state / name, ignore_errors=True)
+        for name in ("zygote.log", "zygote.lock"):
+            (self.where.state / name).unlink(missing_ok=True)
