@@ -51,6 +51,7 @@ class Keeper:
         self._given: model.CrewRow | None = None
         self._bus_incarnation = ""
         self._prepared = False
+        self.seen = asyncio.Event()
         self._roster: tuple[tuple[str, int], ...] = ()
         self.phases: dict[str, Phases] = {}
         self.settle: Callable[[str], Awaitable[None]] | None = None
@@ -161,6 +162,7 @@ class Keeper:
     def _see(self, crew: model.CrewRow) -> None:
         self._crew = crew
         self._agents = {a.id: a for a in crew.agents if a.state is not AgentState.STOPPED}
+        self.seen.set()
 
     async def _prepare(self, crew: model.CrewRow) -> None:
         """Put the manifest's context on the bus, and what the store mirrored of it."""

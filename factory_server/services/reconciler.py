@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
+from factory_server.core.lifecycle import AgentEvent
 from factory_server.core.sandbox import Exit
 from factory_server.services.hub import POOL, REAPER
-from factory_server.services.keeper import Keeper
+from factory_server.services.keeper import LOST_FROM, Keeper
 from factory_server.services.parts import Parts
 from factory_server.services.pool import PoolLane
 from factory_server.services.sessions import Sessions
+from factory_server.services.steps import narrate
 from factory_server.services.sweeper import Sweeper
 from factory_server.services.teardown import destroy_instance
 
@@ -22,6 +24,7 @@ log = logging.getLogger("factory.reconciler")
 LEASE_S = 6.0
 """A dead replica's crews are taken up after so long."""
 SCAN_S = 2.0
+FIRST_LOOK_S = 5.0
 CREWS_MAX = 2000
 SWEEP_S = 5.0
 REAP_S = 2.0
@@ -85,7 +88,7 @@ class Reconciler:
         finally:
             self._group = None
 
-    def _lanes(self) -> dict[str, Awaitable[None]]:
+    def _lanes(self) -> dict[str, Coroutine[None, None, None]]:
         return {
             "scan": self._every(SCAN_S, "scan", self._scan),
             "reaper": self._on_ring(REAPER, REAP_S, "reaper", self._reap),
@@ -118,8 +121,14 @@ class Reconciler:
 
     async def _adopt_first(self) -> None:
         """Before anything is served: take up crews and compare with what really runs."""
-        await self._survive("sweep", self._sweeper.sweep)
         await self._survive("scan", self._scan)
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                for keeper in list(self._keepers.values()):
+                    await keeper.seen.wait()
+        except TimeoutError:
+            log.warning("not every crew could be looked at yet")
+        await self._survive("sweep", self._sweeper.sweep)
 
     async def _scan(self) -> None:
         crews = await self._parts.store.lease_crews(self._parts.owner, lease_s=LEASE_S, limit=CREWS_MAX)
@@ -172,6 +181,17 @@ class Reconciler:
             await self._parts.store.release_instance(instance)
             self._parts.hub.ring(REAPER)
             self._parts.hub.ring(POOL)
+
+    async def condemn(self, agent: model.AgentRow, reason: str, message: str, actor: str) -> None:
+        """An agent is lost, whoever keeps its crew: its keeper here, or by the store and a doorbell."""
+        keeper = self._keepers.get(agent.crew)
+        if keeper is not None:
+            await keeper.lost(agent, reason, message, actor)
+            return
+        failed = model.Step(
+            agent.id, agent.generation, LOST_FROM, AgentEvent.HEALTH_FAILED, actor, reason, message
+        )
+        narrate(self._parts, await self._parts.store.step(agent.crew, [failed]))
 
     async def _is_owned_elsewhere(self, instance: str) -> bool:
         rows = await self._parts.store.list_instances()

@@ -1,0 +1,101 @@
+"""Assemble a crew: check, plan, record the wish in one transaction, and wait until every member is READY."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from factory_server.core import manifest as manifests
+from factory_server.core import model
+from factory_server.core.errors import Refused
+from factory_server.core.lifecycle import CrewState
+from factory_server.services.parts import Parts
+from factory_server.services.reconciler import LEASE_S, Reconciler
+from factory_server.services.requests import key_of
+from hyperfactory.v1 import crew_service_pb2
+
+log = logging.getLogger("factory.assemble")
+
+LOOK_AGAIN_S = 0.5
+"""The net under the doorbell while a caller waits."""
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A crew as assembled, and where the time went."""
+
+    crew: model.CrewRow | None
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    members: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    milliseconds: float = 0.0
+
+
+async def assemble(
+    parts: Parts, reconciler: Reconciler, request: crew_service_pb2.AssembleCrewRequest, actor: str
+) -> Assembly:
+    """The crew, READY unless the request waits for less. Invalid, Refused (ASSEMBLY_FAILED)."""
+    started = time.monotonic()
+    plan = await _plan(parts, request.manifest)
+    assembly = Assembly(None, [("plan", _ms(started))])
+    if request.validate_only:
+        return assembly
+    key = key_of(actor, "AssembleCrew", request.request_id, request)
+    recorded = await parts.store.assemble(plan, key, actor, parts.owner, lease_s=LEASE_S)
+    assembly.phases.append(("commit", _ms(started)))
+    _count_claims(parts, recorded.crew)
+    if not recorded.replayed:
+        reconciler.adopt(recorded.crew)
+    assembly.crew = recorded.crew
+    if request.wait != crew_service_pb2.WAIT_FOR_ACCEPTED:
+        assembly.crew = await wait_assembled(parts, recorded.crew.id)
+        keeper = reconciler.keeper(recorded.crew.id)
+        if keeper is not None:
+            assembly.members = {agent: list(p.spent) for agent, p in keeper.phases.items()}
+        if not recorded.replayed:
+            parts.measures.assemble_s.observe(time.monotonic() - started)
+    assembly.milliseconds = _ms(started)
+    assembly.phases.append(("ready", assembly.milliseconds))
+    return assembly
+
+
+async def _plan(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.CrewPlan:
+    manifests.check_size(manifest)
+    profiles = await parts.store.get_profiles(sorted({m.profile for m in manifest.members}))
+    return manifests.plan_crew(manifest, profiles, parts.new_id)
+
+
+async def wait_assembled(parts: Parts, crew_id: str) -> model.CrewRow:
+    """The crew once it is no longer being assembled. Refused (ASSEMBLY_FAILED) when it was taken back."""
+    with parts.hub.subscribe(crew_id) as rings:
+        while True:
+            crew = await parts.store.get_crew(crew_id)
+            match crew.state:
+                case CrewState.FAILED:
+                    member, _, cause = crew.message.partition(": ")
+                    raise Refused(
+                        f"cannot assemble crew '{crew.name}': {crew.message}; everything made for it is gone",
+                        reason="ASSEMBLY_FAILED",
+                        metadata={"member": member, "cause": cause, "crew": crew.id},
+                    )
+                case CrewState.DISBANDED:
+                    raise Refused(
+                        f"crew '{crew.name}' was disbanded while it was assembled",
+                        reason="WRONG_STATE",
+                        metadata={"state": crew.state},
+                    )
+                case CrewState.DRAINING if crew.ready_at is not None:
+                    return crew
+                case CrewState.READY | CrewState.DEGRADED:
+                    return crew
+                case CrewState.ASSEMBLING | CrewState.DRAINING:
+                    await rings.wait(LOOK_AGAIN_S)
+
+
+def _count_claims(parts: Parts, crew: model.CrewRow) -> None:
+    for agent in crew.agents:
+        parts.measures.claims.labels("warm" if agent.warm else "cold").inc()
+
+
+def _ms(since: float) -> float:
+    return (time.monotonic() - since) * 1000

@@ -1,0 +1,48 @@
+"""Disband a crew: record the wish, and wait until nothing of it is left."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from factory_server.core import model
+from factory_server.core.lifecycle import CrewState
+from factory_server.services.parts import Parts
+from factory_server.services.reconciler import Reconciler
+from factory_server.services.requests import key_of
+from hyperfactory.v1 import crew_service_pb2
+
+LOOK_AGAIN_S = 0.5
+TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
+
+
+async def disband(
+    parts: Parts, reconciler: Reconciler, request: crew_service_pb2.DisbandCrewRequest, actor: str
+) -> model.CrewRow:
+    """The crew, gone. Where the caller goes first, the work goes on. NotFound."""
+    key = key_of(actor, "DisbandCrew", request.request_id, request)
+    crew = await parts.store.disband(
+        request.crew,
+        key,
+        actor,
+        failed=False,
+        reason="Disbanded",
+        message=f"disbanded by {actor}",
+        drain_s=seconds(request.grace),
+    )
+    reconciler.kick(crew.id)
+    return await wait_gone(parts, crew.id)
+
+
+async def wait_gone(parts: Parts, crew_id: str) -> model.CrewRow:
+    """The crew once it is terminal."""
+    with parts.hub.subscribe(crew_id) as rings:
+        while True:
+            crew = await parts.store.get_crew(crew_id)
+            if crew.state in TERMINAL:
+                return crew
+            await rings.wait(LOOK_AGAIN_S)
+
+
+def seconds(duration: Duration, default: float = 0.0) -> float:
+    """A proto duration in seconds; the default where it is not set."""
+    return duration.seconds + duration.nanos / 1e9 if duration.seconds or duration.nanos else default
