@@ -49,7 +49,7 @@ class FakeInstance:
     frozen: bool = False
     output: bytes = b""
     output_start: int = 0
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[int] | None = None
     end: Exit | None = None
 
     def ready(self) -> None:
@@ -112,22 +112,24 @@ class FakeHost:
         name = instance.spec.instance
         self.instances[name] = instance
         instance.task = self._tasks.create_task(self._live(instance), name=f"fake-{name}")
+        # Not in the coroutine itself: a task that is cancelled before its first step never runs.
+        instance.task.add_done_callback(lambda task: self._finish(instance, task))
 
-    async def _live(self, instance: FakeInstance) -> None:
-        code = 0
+    async def _live(self, instance: FakeInstance) -> int:
         try:
-            code = await self.agent(instance)
-        except asyncio.CancelledError:
-            if instance.end is None:
-                raise
+            return await self.agent(instance)
         except Exception as error:
-            instance.say(f"{error!r}\n")
-            code = 1
-        end = instance.end = instance.end or Exit(instance.spec.instance, code=code)
+            instance.say(f"{error!r}\n")  # as an interpreter does, before it ends with 1
+            return 1
+
+    def _finish(self, instance: FakeInstance, task: asyncio.Task[int]) -> None:
+        name = instance.spec.instance
+        ended = Exit(name, signal=signal.SIGKILL) if task.cancelled() else Exit(name, code=task.result())
+        instance.end = instance.end or ended
         instance.ended.set()
         instance.settled.set()
         for hub in self.hubs:
-            hub.push(end)
+            hub.push(instance.end)
 
     def kill(self, name: str, *, number: int = signal.SIGKILL, oom: bool = False) -> None:
         """End an instance as by a signal from outside."""

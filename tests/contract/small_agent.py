@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,9 @@ class _Handlers(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(handle)
 
 
-async def serve(own_dir: str, peers_dir: str, ready: Callable[[], None]) -> int:
+async def serve(
+    own_dir: str, peers_dir: str, ready: Callable[[], object], say: Callable[[str], object]
+) -> int:
     """Serve on `ctl.sock` and `svc.sock` until told to exit; the answer is the exit code."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -47,10 +48,12 @@ async def serve(own_dir: str, peers_dir: str, ready: Callable[[], None]) -> int:
                 asyncio.get_running_loop().call_later(0.02, os.kill, os.getpid(), wish["signal"])
                 return {}
             case "print":
-                print(wish["text"], flush=True)
+                await asyncio.to_thread(say, wish["text"] + "\n")  # a full pipe must not block the server
                 return {}
+            case "hog":
+                return {"bytes": len(b"x" * 500_000_000)}
             case "peers":
-                return {"names": sorted(os.listdir(peers_dir))}
+                return {"names": sorted(os.listdir(peers_dir))}  # noqa: PTH208
             case "connect":
                 return {"error": await _connect(Path(peers_dir, wish["name"]))}
             case "run":
@@ -86,7 +89,7 @@ async def _connect(path: Path) -> str:
 async def _run(source: str, deadline_s: float) -> Answer:
     """Write a program into the workspace and run it, as a profile's code tool does."""
     program = Path("program.py")
-    program.write_text(source)
+    program.write_text(source)  # noqa: ASYNC240
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(program), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -101,8 +104,12 @@ async def _run(source: str, deadline_s: float) -> Answer:
 
 def run(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> None:
     """The entry for a sandbox."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = asyncio.run(serve(own_dir, peers_dir, lambda: os.write(ready_fd, b"r") and None))
+
+    def say(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    code = asyncio.run(serve(own_dir, peers_dir, lambda: os.write(ready_fd, b"r"), say))
     os._exit(code)
 
 
