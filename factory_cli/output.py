@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,13 +74,15 @@ class Output:
         from rich.text import Text
 
         terminal = self.stdout.isatty()
-        console = Console(file=self.stdout, width=None if terminal else PIPE_WIDTH_COLUMNS)
+        sheet = StringIO()
+        console = Console(file=sheet, width=None if terminal else PIPE_WIDTH_COLUMNS, force_terminal=terminal)
         table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
         for column in columns:
             table.add_column(column, no_wrap=not terminal)
         for row in rows:
             table.add_row(*(Text(str(cell), style=_STATE_STYLES.get(str(cell), "")) for cell in row))
         console.print(table)
+        self._write("\n".join(line.rstrip() for line in sheet.getvalue().splitlines()))
 
     def _write(self, text: str) -> None:
         self.stdout.write(f"{text}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from embedded.paths import UnsafeDirectoryError
@@ -13,10 +14,14 @@ from factory_cli.output import Output
 
 async def up(home: Path, out: Output, *, destroy: bool) -> None:
     """Start or adopt everything, then wait for SIGINT or SIGTERM and stop it."""
+    stack = Stack(home, say=out.text, destroy=destroy)
     try:
-        async with Stack(home, say=out.text, destroy=destroy) as stack:
+        async with stack:
             if out.as_json:
                 out.line({"endpoint": stack.endpoint, "client": str(stack.client_file)})
             await stack.run_until_stopped()
+    except asyncio.CancelledError:
+        if not stack.interrupted:
+            raise
     except (AlreadyServedError, CannotStartError, UnsafeDirectoryError) as error:
         raise CommandFailedError(str(error)) from error
