@@ -380,6 +380,11 @@ class Bus(Protocol):
     ) -> tuple[Sequence[model.ContextRow], str]:
         """Changes after the cursor ('' = from the start), waiting up to block_s for the first; next cursor."""
 
+    async def tail_contexts(
+        self, cursors: Mapping[str, str], *, block_s: float
+    ) -> Sequence[tuple[str, Sequence[model.ContextRow], str]]:
+        """`read_context_log` for many crews in one call: (crew, changes, next cursor) where there are any."""
+
     async def incarnation(self) -> str:
         """Changes when the server restarted (its run id), so that users are granted anew."""
 

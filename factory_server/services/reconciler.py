@@ -10,6 +10,7 @@ from factory_server.core import model
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent
 from factory_server.core.sandbox import Exit
+from factory_server.services.context import ContextMirror
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
 from factory_server.services.parts import Parts
@@ -82,6 +83,8 @@ class Reconciler:
                 exits = group.create_task(self._hear_exits(), name="exits")
                 await self._adopt_first()
                 self.ready.set()
+                mirror = ContextMirror(self._parts, lambda: list(self._keepers))
+                group.create_task(mirror.run(), name="context mirror")
                 for name, lane in self._lanes().items():
                     group.create_task(lane, name=name)
                 await exits

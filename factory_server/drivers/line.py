@@ -1,0 +1,94 @@
+"""The factory's line to one instance: AgentService over its control socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from factory_server.core.errors import Unavailable
+from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
+from wire.channels import open_control_channel
+from wire.status import from_rpc_error
+
+OUTBOX_MAX = 1000
+DRAIN_SLACK_S = 2.0
+
+
+class GrpcLine:
+    """`core.ports.Line` over gRPC. One session at a time; tasks run beside it on the same channel."""
+
+    def __init__(self, control: str) -> None:
+        self._channel = open_control_channel(control)
+        self._stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(
+            self._channel
+        )
+        self._outbox: asyncio.Queue[agent_service_pb2.DeliverRequest] | None = None
+
+    async def assume(
+        self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
+    ) -> agent_service_pb2.AssumeResponse:
+        """See the port."""
+        try:
+            return await self._stub.Assume(request, timeout=deadline_s, wait_for_ready=False)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
+        """See the port."""
+        outbox: asyncio.Queue[agent_service_pb2.DeliverRequest] = asyncio.Queue(OUTBOX_MAX)
+        call = self._stub.Deliver(_drain(outbox))
+        try:
+            async for response in call:
+                if response.attached:
+                    self._outbox = outbox
+                yield list(response.receipts)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            if self._outbox is outbox:
+                self._outbox = None
+            call.cancel()
+
+    async def send(self, item: agent_service_pb2.DeliverRequest) -> None:
+        """See the port."""
+        if self._outbox is None:
+            raise Unavailable("the agent's session does not stand")
+        await self._outbox.put(item)
+
+    async def run_task(
+        self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
+    ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
+        """See the port."""
+        call = self._stub.RunTask(request, timeout=deadline_s)
+        try:
+            async for update in call:
+                yield update
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def drain(self, *, grace_s: float) -> None:
+        """See the port."""
+        grace = Duration()
+        grace.FromNanoseconds(int(grace_s * 1e9))
+        try:
+            await self._stub.Drain(
+                agent_service_pb2.DrainRequest(grace=grace), timeout=grace_s + DRAIN_SLACK_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def close(self) -> None:
+        """See the port."""
+        await self._channel.close()
+
+
+async def _drain(
+    outbox: asyncio.Queue[agent_service_pb2.DeliverRequest],
+) -> AsyncIterator[agent_service_pb2.DeliverRequest]:
+    while True:
+        yield await outbox.get()

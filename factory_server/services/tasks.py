@@ -1,0 +1,218 @@
+"""Run a task: lock a member, carry the work to it, renew the lock while it works, and always give it back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import code_pb2, status_pb2
+
+from factory_server.core import model
+from factory_server.core.errors import FactoryError, FieldViolation, Invalid, NotFound
+from factory_server.core.lifecycle import AgentState
+from factory_server.services.disband import seconds
+from factory_server.services.parts import Parts
+from factory_server.services.requests import key_of
+from factory_server.services.sessions import Sessions
+from hyperfactory.v1 import agent_service_pb2, crew_service_pb2
+
+log = logging.getLogger("factory.tasks")
+
+INPUT_BYTES_MAX = 1024 * 1024
+TIMEOUT_S = 300.0
+LEASE_S = 15.0
+RENEW_S = 5.0
+PROGRESS_MAX = 1000
+CLOSE_RETRY_S = 0.5
+LOOK_AGAIN_S = 0.5
+
+Update = agent_service_pb2.AgentServiceRunTaskResponse
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A task in work here, and who listens."""
+
+    updates: list[agent_service_pb2.TaskProgress] = field(default_factory=list)
+    wake: asyncio.Condition = field(default_factory=asyncio.Condition)
+    ended: bool = False
+
+
+class Tasks:
+    """Tasks that this process carries. They are its own: a caller that leaves cancels nothing."""
+
+    def __init__(self, parts: Parts, sessions: Sessions) -> None:
+        self._parts = parts
+        self._sessions = sessions
+        self._running: dict[str, _Running] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the tasks until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await asyncio.get_running_loop().create_future()
+
+    async def start(self, request: crew_service_pb2.RunTaskRequest, actor: str) -> tuple[model.TaskRow, bool]:
+        """Lock a member and begin. Invalid, NotFound, Refused."""
+        body = request.input.SerializeToString()
+        if len(body) > INPUT_BYTES_MAX:
+            text = f"is {len(body)} bytes, at most {INPUT_BYTES_MAX} are allowed"
+            raise Invalid(
+                f"cannot run task: input {text}", violations=[FieldViolation("input", text, "TOO_LARGE")]
+            )
+        crew = await self._parts.store.get_crew(request.crew)
+        candidates = _candidates(crew, request)
+        key = key_of(actor, "RunTask", request.request_id, request)
+        timeout_s = seconds(request.timeout, TIMEOUT_S)
+        task, joined = await self._parts.store.open_task(
+            crew.id, candidates, key, actor, input=body, timeout_s=timeout_s, lease_s=LEASE_S
+        )
+        if not joined and self._group is not None:
+            self._running[task.id] = _Running()
+            self._group.create_task(self._carry(task, timeout_s), name=f"task {task.id}")
+        return task, joined
+
+    async def updates(
+        self, task: model.TaskRow
+    ) -> AsyncIterator[agent_service_pb2.TaskProgress | model.TaskRow]:
+        """Progress as it comes (where the task is carried here), and last the task as it ended."""
+        running = self._running.get(task.id)
+        if running is not None:
+            async for progress in _follow(running):
+                yield progress
+        while task.ended_at is None:
+            with self._parts.hub.subscribe(task.crew) as rings:
+                task = await self._parts.store.get_task(task.id)
+                if task.ended_at is None:
+                    await rings.wait(LOOK_AGAIN_S)
+        yield task
+
+    async def _carry(self, task: model.TaskRow, timeout_s: float) -> None:
+        running = self._running[task.id]
+        try:
+            result = await self._work(task, running, timeout_s)
+            await self._close(task, result)
+        finally:
+            async with running.wake:
+                running.ended = True
+                running.wake.notify_all()
+            self._running.pop(task.id, None)
+
+    async def _work(
+        self, task: model.TaskRow, running: _Running, timeout_s: float
+    ) -> agent_service_pb2.TaskResult:
+        try:
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                renewing = group.create_task(self._renew(task), name=f"renew {task.id}")
+                try:
+                    return await self._converse(task, running, timeout_s)
+                finally:
+                    renewing.cancel()
+        except TimeoutError:
+            return _failed(code_pb2.DEADLINE_EXCEEDED, f"no result within {timeout_s} s")
+
+    async def _converse(
+        self, task: model.TaskRow, running: _Running, timeout_s: float
+    ) -> agent_service_pb2.TaskResult:
+        session = self._sessions.get(task.agent)
+        if session is None:
+            return _failed(code_pb2.UNAVAILABLE, "the agent has no session")
+        request = agent_service_pb2.AgentServiceRunTaskRequest(
+            task=task.id, input=Struct.FromString(task.input), actor=task.actor
+        )
+        try:
+            async for update in session.line.run_task(request, deadline_s=timeout_s):
+                if update.HasField("result"):
+                    return update.result
+                await _tell(running, update.progress)
+        except FactoryError as error:
+            return _failed(code_pb2.UNAVAILABLE, f"the agent went away: {error}")
+        return _failed(code_pb2.INTERNAL, "the agent ended the stream without a result")
+
+    async def _renew(self, task: model.TaskRow) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                if not await self._parts.store.renew_task(task.id, lease_s=LEASE_S):
+                    return
+            except FactoryError as error:
+                log.warning("cannot renew", extra={"task": task.id, "error": str(error)})
+
+    async def _close(self, task: model.TaskRow, result: agent_service_pb2.TaskResult) -> None:
+        """End the task in the store, however long the store takes to answer."""
+        phase = "COMPLETED" if result.status.code == code_pb2.OK else "FAILED"
+        while True:
+            try:
+                await self._parts.store.close_task(task.id, phase=phase, result=result.SerializeToString())
+            except FactoryError as error:
+                self._parts.measures.trouble.labels("task").inc()
+                log.warning("cannot close task", extra={"task": task.id, "error": str(error)})
+                await asyncio.sleep(CLOSE_RETRY_S)
+            else:
+                return
+
+    async def settle(self, crew: str) -> None:
+        """End tasks whose carrier or agent is gone: their deadline or their lock is over."""
+        open_tasks = await self._parts.store.open_tasks(crew)
+        if not open_tasks:
+            return
+        agents = {a.id: a for a in (await self._parts.store.get_crew(crew)).agents}
+        for task in open_tasks:
+            agent = agents.get(task.agent)
+            holds = (
+                agent is not None
+                and agent.state is AgentState.BUSY
+                and agent.generation == task.generation
+                and agent.lease_holder == f"task/{task.id}"
+            )
+            if task.id not in self._running and not holds:
+                result = _failed(code_pb2.ABORTED, "the agent lost the task: its instance or its lock ended")
+                await self._parts.store.close_task(task.id, phase="FAILED", result=result.SerializeToString())
+
+
+async def _follow(running: _Running) -> AsyncIterator[agent_service_pb2.TaskProgress]:
+    seen = 0
+    while True:
+        async with running.wake:
+            while not running.ended and len(running.updates) <= seen:
+                await running.wake.wait()
+            fresh = running.updates[seen:]
+            ended = running.ended
+        for progress in fresh:
+            yield progress
+        seen += len(fresh)
+        if ended and seen >= len(running.updates):
+            return
+
+
+async def _tell(running: _Running, progress: agent_service_pb2.TaskProgress) -> None:
+    async with running.wake:
+        if len(running.updates) < PROGRESS_MAX:
+            running.updates.append(progress)
+            running.wake.notify_all()
+
+
+def _failed(code: int, message: str) -> agent_service_pb2.TaskResult:
+    return agent_service_pb2.TaskResult(status=status_pb2.Status(code=code, message=message))
+
+
+def _candidates(crew: model.CrewRow, request: crew_service_pb2.RunTaskRequest) -> Sequence[str]:
+    """Ids of members that may take the task. NotFound where the crew has none of that name."""
+    live = [a for a in crew.agents if a.state is not AgentState.STOPPED]
+    match request.WhichOneof("target"):
+        case "agent":
+            chosen = [a.id for a in live if request.agent in (a.id, a.name)]
+        case "group":
+            chosen = [a.id for a in live if a.group == request.group]
+        case _:
+            chosen = [a.id for a in live]
+    if not chosen:
+        wanted = request.agent or request.group or "any"
+        raise NotFound(
+            f"crew '{crew.name}' has no member '{wanted}'", resource_type="agent", resource_name=wanted
+        )
+    return chosen
