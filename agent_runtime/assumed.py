@@ -1,0 +1,254 @@
+"""An instance that has become an agent: its identity, crew, code and memory, and the work it does."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from agent_runtime.bus import Bus
+from agent_runtime.calling import Caller
+from agent_runtime.chat import converse
+from agent_runtime.identity import IdentityHolder
+from agent_runtime.limits import (
+    CHATS_MAX,
+    START_MAX_S,
+    SUSPENDED_MAX_S,
+    TASK_MAX_S,
+    TOOL_CALLS_MAX,
+    TOOL_DEFAULT_S,
+)
+from agent_runtime.loader import code_failed
+from agent_runtime.memory import Blob, State, pack, unpack
+from agent_runtime.models import Model
+from agent_runtime.owner import TaskOwner
+from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
+from agent_runtime.signals import Inbox
+from agent_runtime.tasks import Gate, Progress, Report, Result, TaskRunner
+from agent_runtime.tools.registry import Outcome, Registry, Tool, may_write
+from hyperfactory.v1 import agent_service_pb2 as pb
+from wire.errors import DeadlineExceeded, Denied, Exhausted, FactoryError, NotFound, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an agent is made of."""
+
+    context: Context
+    code: Agent
+    caller: Caller
+    bus: Bus
+    identity: IdentityHolder
+    registry: Registry
+    model: Model
+
+
+class AssumedAgent:
+    """One agent at one generation. Its service endpoint and its control socket both lead here."""
+
+    def __init__(self, parts: Parts, inbox: Inbox) -> None:
+        self.parts = parts
+        self.facts = parts.context.facts
+        self.inbox = inbox
+        self.gate = Gate()
+        self.tasks = TaskRunner(self.gate)
+        self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX)
+        self._chats = 0
+        self._owner = TaskOwner()
+
+    async def start(self, state: Blob | None) -> None:
+        """Restore the state, let the profile's code prepare, begin to handle signals."""
+        parts = self.parts
+        if state is not None:
+            await self._restore(unpack(state))
+        parts.code.ctx = parts.context
+        try:
+            async with asyncio.timeout(START_MAX_S):
+                await parts.caller.call(parts.code.on_start, parts.context)
+        except TimeoutError as error:
+            raise code_failed("cannot start the agent", error) from error
+        self._owner.spawn(self.inbox.work(self._on_signal), "signals")
+
+    async def close(self) -> None:
+        await self._owner.close()
+        await self.tasks.close()
+        await self.tool_calls.close()
+        await self.parts.context.peers.close()
+        self.parts.bus.close()
+        self.parts.caller.close()
+
+    def check_generation(self, crew: str, agent: str, generation: int) -> None:
+        """Refuse a crew mate whose successor is in the roster."""
+        mate = self.parts.context.roster.get(agent)
+        if crew == self.facts.crew and mate is not None and generation < mate.generation:
+            raise Refused(
+                f"agent '{agent}' has a newer instance",
+                reason="STALE_GENERATION",
+                metadata={"generation": str(mate.generation)},
+            )
+
+    def own(self) -> tuple[str, str]:
+        return self.facts.crew, self.facts.name
+
+    async def take_roster(self, roster: pb.Roster) -> None:
+        if self.parts.context.roster.apply(roster):
+            await self.parts.context.peers.forget_gone()
+
+    async def run_task(
+        self, task: str, actor: str, task_input: Mapping[str, Any]
+    ) -> AsyncGenerator[Progress | Result, None]:
+        """Yield `Progress` items, then the `Result` as the last."""
+
+        async def work(report: Report) -> Result:
+            context = self._task_context(task, actor, report)
+            try:
+                async with asyncio.timeout(TASK_MAX_S):
+                    output = await self.parts.caller.call(self.parts.code.run_task, context, task_input)
+            except TimeoutError:
+                return Result(error=DeadlineExceeded(f"the task did not end within {TASK_MAX_S:g} s"))
+            except FactoryError as error:
+                return Result(error=error)
+            return Result(output or {})
+
+        async with aclosing(self.tasks.run(task, work)) as updates:
+            async for update in updates:
+                yield update
+
+    async def call_tool(
+        self, name: str, arguments: Mapping[str, Any], timeout_s: float, scopes: frozenset[str]
+    ) -> AsyncGenerator[Progress | Outcome, None]:
+        """Yield `Progress` items, then the `Outcome` as the last."""
+        tool = self.parts.registry.require(name, writer=self._writer(scopes))
+
+        async def work(report: Report) -> Any:
+            return await self._call(tool, arguments, timeout_s, report)
+
+        async with aclosing(self.tool_calls.run(str(uuid.uuid4()), work)) as updates:
+            async for update in updates:
+                yield update
+
+    def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
+        return self.parts.registry.visible(writer=self._writer(scopes))
+
+    async def chat(
+        self, messages: Sequence[ChatTurn], scopes: frozenset[str]
+    ) -> AsyncGenerator[ChatPiece, None]:
+        """Answer a conversation by the profile's own code, or by its model and tools."""
+        if self._chats >= CHATS_MAX:
+            raise Exhausted(f"cannot hold more than {CHATS_MAX} conversations at once", quota="chats")
+        self._chats += 1
+        try:
+            with self.gate.pass_through():
+                async with aclosing(self._answer(messages, scopes)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        finally:
+            self._chats -= 1
+
+    async def put_memory(self, key: str, value: Any, *, forget: bool) -> None:
+        with self.gate.pass_through():
+            if forget:
+                self.parts.context.memory.forget(key)
+            else:
+                self.parts.context.memory.put(key, value)
+
+    async def suspend(self) -> Blob:
+        """The state, after which no new work is taken: what it would change, the blob would not hold."""
+        self._refuse_while_busy("suspend")
+        self.gate.shut("it hibernates")
+        try:
+            extra = await self.parts.caller.call(self.parts.code.suspend)
+            blob = pack(State(self.parts.context.memory.snapshot(), bytes(extra)))
+        except BaseException:
+            self.gate.reopen()
+            raise
+        self._owner.spawn(self._wake_up_alone(), "suspended")
+        return blob
+
+    async def resume(self, blob: Blob) -> None:
+        self._refuse_while_busy("resume")
+        await self._restore(unpack(blob))
+        self.gate.reopen()
+
+    async def drain(self, grace_s: float) -> int:
+        """Refuse new work, wait for what runs; returns how much had to be abandoned."""
+        self.gate.shut("it drains")
+        abandoned = await self.gate.wait_empty(grace_s)
+        await self.tasks.close()
+        await self.tool_calls.close()
+        return abandoned
+
+    def _refuse_while_busy(self, verb: str) -> None:
+        if len(self.gate):
+            raise Refused(f"cannot {verb}: the agent is at work", metadata={"state": "BUSY"})
+
+    async def _restore(self, state: State) -> None:
+        self.parts.context.memory.restore(state.memory)
+        if state.profile:
+            await self.parts.caller.call(self.parts.code.resume, state.profile)
+
+    async def _wake_up_alone(self) -> None:
+        """Take work again if nobody ended the instance: its hibernation has failed elsewhere."""
+        await asyncio.sleep(SUSPENDED_MAX_S)
+        self.gate.reopen()
+
+    async def _on_signal(self, signal: str, payload: Mapping[str, Any]) -> None:
+        await self.parts.caller.call(self.parts.code.on_signal, signal, payload)
+
+    def _writer(self, scopes: frozenset[str]) -> bool:
+        """Both must reach: the caller's scope, and the one of our own identity."""
+        return may_write(scopes) and may_write({self.facts.scope})
+
+    async def _call(
+        self, tool: Tool, arguments: Mapping[str, Any], timeout_s: float, report: Report
+    ) -> Outcome:
+        try:
+            return await self.parts.registry.call(tool, arguments, timeout_s, report)
+        except Exception as error:
+            raise self.parts.caller.failure(error) from error
+
+    async def _answer(
+        self, messages: Sequence[ChatTurn], scopes: frozenset[str]
+    ) -> AsyncGenerator[ChatPiece, None]:
+        if type(self.parts.code).chat is not Agent.chat:
+            async for piece in self._own_answer(messages):
+                yield piece
+            return
+
+        async def call_tool(use: ToolUse) -> Outcome:
+            return await self._tool_of_model(use, scopes)
+
+        async with aclosing(converse(self.parts.model, messages, call_tool)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _own_answer(self, messages: Sequence[ChatTurn]) -> AsyncGenerator[ChatPiece, None]:
+        ended = False
+        try:
+            async for piece in self.parts.code.chat(messages):
+                ended = bool(piece.finish_reason)
+                yield piece
+        except Exception as error:
+            raise self.parts.caller.failure(error) from error
+        if not ended:
+            yield ChatPiece(finish_reason="stop")
+
+    async def _tool_of_model(self, use: ToolUse, scopes: frozenset[str]) -> Outcome:
+        """Call a tool that a model asked for; what the model got wrong goes back to it as text."""
+
+        async def ignore(_fraction: float, _message: str, _detail: Mapping[str, Any]) -> None:
+            return None
+
+        try:
+            tool = self.parts.registry.require(use.name, writer=self._writer(scopes))
+        except (NotFound, Denied) as error:
+            return Outcome(error.message, is_error=True)
+        return await self._call(tool, use.arguments, TOOL_DEFAULT_S, ignore)
+
+    def _task_context(self, task: str, actor: str, report: Report) -> TaskContext:
+        base = self.parts.context
+        shared = {field: getattr(base, field) for field in Context.__slots__}
+        return TaskContext(**shared, task=task, actor=actor, report=report)

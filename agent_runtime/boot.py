@@ -1,0 +1,58 @@
+"""Begin an instance: in a child of the zygote, or as a program of its own.
+
+Importing this module imports all that an agent needs and makes nothing: no thread, loop, channel or server,
+so that a process may fork after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Final, NoReturn
+
+# Built-in profiles, so that a forked child finds them imported.
+import agent_runtime.profiles.coder
+import agent_runtime.profiles.generic
+import agent_runtime.profiles.planner
+import agent_runtime.profiles.reviewer  # noqa: F401
+from agent_runtime import logs
+from agent_runtime.paths import Paths
+from agent_runtime.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+READY: Final = b"1"
+NO_READY_FD: Final = -1
+
+
+def run(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> NoReturn:
+    """Serve until SIGTERM; write one byte to `ready_fd` when the control socket answers. Never returns."""
+    logs.configure()
+    code = 1
+    try:
+        asyncio.run(serve(Paths(Path(own_dir), Path(peers_dir), Path(workspace)), ready_fd))
+        code = 0
+    except BaseException:
+        log.exception("the runtime failed")
+    finally:
+        # Leave at once: nothing of an instance needs an orderly farewell, and grpc's threads would delay it.
+        logging.shutdown()
+        os._exit(code)
+
+
+async def serve(paths: Paths, ready_fd: int = NO_READY_FD) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    runtime = Runtime(paths, own_process=True)
+    await runtime.start()
+    if ready_fd != NO_READY_FD:
+        os.write(ready_fd, READY)
+        os.close(ready_fd)
+    await stopping.wait()
+    await runtime.stop()

@@ -1,0 +1,286 @@
+"""The crew's bus as an agent uses it: topics that last, channels that do not, and the shared context.
+
+The link may appear late, vanish and come back: every command connects anew when it must, within its deadline,
+and subscriptions continue after the last message they saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agent_runtime import entries
+from agent_runtime.entries import Change, Message, Versioned
+from agent_runtime.limits import (
+    BUS_BLOCK_MS,
+    BUS_COMMAND_MAX_S,
+    BUS_CONNECTIONS_MAX,
+    BUS_READ_MAX_ENTRIES,
+    BUS_RECONNECT_FIRST_S,
+    BUS_RECONNECT_MAX_S,
+    BUS_STREAM_MAX_ENTRIES,
+    BUS_SUBSCRIPTIONS_MAX,
+    CONTEXT_ATTEMPTS_MAX,
+    VALUE_MAX_BYTES,
+)
+from agent_runtime.resp import BusError, Connection, Reply
+from wire.errors import Exhausted, Refused, Stale, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the bus is and who we are on it."""
+
+    path: str
+    username: str
+    password: str
+    prefix: str
+    name: str  # what others see as the sender
+    actor: str  # SPIFFE path, as `crew/<id>/agent/<name>`
+
+
+class Bus:
+    """One agent's access to its crew's bus."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._idle: list[Connection] = []
+        self._slots = asyncio.Semaphore(BUS_CONNECTIONS_MAX)
+        self._subscriptions = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Drop every idle connection; those in use end with their command."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    async def ready(self, timeout_s: float = BUS_COMMAND_MAX_S) -> None:
+        """Wait until the bus answers; `Unavailable` if it does not in time."""
+        await self._retried(lambda connection: connection.call("PING"), timeout_s)
+
+    async def publish(self, topic: str, data: Any) -> str:
+        """Append to a topic and return the entry's id. Not repeated by us: after `Unavailable` it may be there."""
+        fields = ("data", entries.encode(data), "from", self._access.name)
+        arguments = ("XADD", self._topic(topic), "MAXLEN", "~", BUS_STREAM_MAX_ENTRIES, "*", *fields)
+        await self.ready()
+        async with self._connection() as connection:
+            return entries.text(await connection.call(*arguments))
+
+    async def read(self, topic: str, after: str = "0", count: int = BUS_READ_MAX_ENTRIES) -> list[Message]:
+        """What a topic holds after a cursor, oldest first; waits for nothing."""
+        key = self._topic(topic)
+        reply = await self._retried(lambda c: c.call("XRANGE", key, f"({after}", "+", "COUNT", count))
+        return [entries.message(entry) for entry in entries.items(reply)]
+
+    async def subscribe(self, topic: str, after: str = "$") -> AsyncGenerator[Message, None]:
+        """A topic's messages after a cursor (`0`: from the start, `$`: from now on), for ever."""
+        key = self._topic(topic)
+        async for entry in self._follow(key, after):
+            yield entries.message(entry)
+
+    async def send(self, channel: str, data: Any) -> int:
+        """Tell whoever listens on a channel now; returns how many. Nothing is kept."""
+        key = self._channel(channel)
+        text = json.dumps({"data": data, "from": self._access.name}, separators=(",", ":"))
+        if len(text) > VALUE_MAX_BYTES:
+            raise Exhausted("cannot send more than 256 KiB on the bus", quota="bus message bytes")
+        await self.ready()
+        async with self._connection() as connection:
+            reply = await connection.call("PUBLISH", key, text)
+        return reply if isinstance(reply, int) else 0
+
+    async def listen(self, channel: str) -> AsyncGenerator[Message, None]:
+        """What is sent on a channel while we listen; a broken link loses what was sent meanwhile."""
+        key = self._channel(channel)
+        async with self._subscription():
+            pause_s = BUS_RECONNECT_FIRST_S
+            while True:
+                try:
+                    async with self._own_connection() as connection:
+                        await connection.call("SUBSCRIBE", key)
+                        pause_s = BUS_RECONNECT_FIRST_S
+                        while True:
+                            yield entries.spoken(await connection.receive())
+                except Unavailable:
+                    pause_s = await _pause(pause_s)
+
+    async def get(self, key: str) -> Versioned:
+        """A value of the shared context."""
+        entries.check_key(key)
+        name = self._context
+        return entries.versioned(await self._retried(lambda connection: connection.call("HGET", name, key)))
+
+    async def put(self, key: str, value: Any, *, if_version: int | None = None) -> int:
+        """Write to the shared context and return the new version; `Refused` unless the version is as expected."""
+        entries.check_key(key)
+        entries.encode(value)  # refuse what cannot be stored before anything is asked of the bus
+        await self.ready()
+        for attempt in range(CONTEXT_ATTEMPTS_MAX):
+            async with self._connection() as connection:
+                version = await self._try_put(connection, key, value, if_version)
+            if version is not None:
+                return version
+            await asyncio.sleep(random.random() * 0.002 * min(attempt + 1, 16))
+        raise Stale(f"cannot write context key '{key}': too many writers")
+
+    async def watch(self, key: str = "") -> AsyncGenerator[Change, None]:
+        """Writes to the shared context from now on, for one key or all."""
+        async for entry in self._follow(f"{self._access.prefix}ctxlog", "$"):
+            change = entries.change(entry)
+            if key in ("", change.key):
+                yield change
+
+    async def _try_put(
+        self, connection: Connection, key: str, value: Any, if_version: int | None
+    ) -> int | None:
+        """One optimistic attempt; None when another writer was first."""
+        name = self._context
+        _, found = await connection.pipeline([("WATCH", name), ("HGET", name, key)])
+        present = entries.versioned(found)
+        if if_version is not None and present.version != if_version:
+            await connection.call("UNWATCH")
+            raise Refused(
+                f"context key '{key}' has version {present.version}, not {if_version}",
+                reason="VERSION_MISMATCH",
+                metadata={"version": str(present.version)},
+            )
+        version = present.version + 1
+        text = entries.encode(value)
+        log = ("key", key, "value", text, "version", version, "actor", self._access.actor)
+        replies = await connection.pipeline(
+            [
+                ("MULTI",),
+                ("HSET", name, key, f'{{"v": {text}, "n": {version}}}'),
+                ("XADD", f"{name}log", "MAXLEN", "~", BUS_STREAM_MAX_ENTRIES, "*", *log),
+                ("EXEC",),
+            ]
+        )
+        return None if replies[-1] is None else version
+
+    @property
+    def _context(self) -> str:
+        return f"{self._access.prefix}ctx"
+
+    def _topic(self, name: str) -> str:
+        return f"{self._access.prefix}topic:{entries.name(name)}"
+
+    def _channel(self, name: str) -> str:
+        return f"{self._access.prefix}ch:{entries.name(name)}"
+
+    async def _follow(self, key: str, after: str) -> AsyncGenerator[Reply, None]:
+        """A stream's entries after a cursor, over broken links, without loss or doubles."""
+        async with self._subscription():
+            cursor = after if after != "$" else await self._newest(key)
+            pause_s = BUS_RECONNECT_FIRST_S
+            while True:
+                try:
+                    async with self._own_connection() as connection:
+                        while True:
+                            batch = await _read_blocking(connection, key, cursor)
+                            pause_s = BUS_RECONNECT_FIRST_S
+                            for entry in batch:
+                                cursor = entries.entry_id(entry)
+                                yield entry
+                except Unavailable:
+                    pause_s = await _pause(pause_s)
+
+    async def _newest(self, key: str) -> str:
+        """The id of the newest entry: a cursor that, unlike `$`, survives a reconnect."""
+        found = entries.items(await self._retried(lambda c: c.call("XREVRANGE", key, "+", "-", "COUNT", 1)))
+        return entries.entry_id(found[0]) if found else "0-0"
+
+    async def _retried(
+        self, work: Callable[[Connection], Awaitable[Reply]], timeout_s: float = BUS_COMMAND_MAX_S
+    ) -> Reply:
+        """Do something repeatable until it succeeds or time runs out: the bus may be a moment late."""
+        pause_s = BUS_RECONNECT_FIRST_S
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline), self._connection() as connection:
+                    return await work(connection)
+            except TimeoutError as error:
+                raise Unavailable("the bus did not answer in time") from error
+            except Unavailable:
+                if asyncio.get_running_loop().time() + pause_s >= deadline:
+                    raise
+                pause_s = await _pause(pause_s)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection for one command or transaction, from the idle ones or new."""
+        async with self._slots:
+            connection = await self._take()
+            try:
+                yield connection
+            except BusError as error:
+                connection.close()  # it may be inside a transaction
+                raise _refusal(error) from error
+            except BaseException:
+                connection.close()
+                raise
+            if self._closed or connection.closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return await self._open()
+
+    async def _open(self) -> Connection:
+        if self._closed:
+            raise Refused("the agent is going away")
+        return await Connection.open(self._access.path, self._access.username, self._access.password)
+
+    @asynccontextmanager
+    async def _own_connection(self) -> AsyncIterator[Connection]:
+        """A connection for a subscription, which blocks it."""
+        connection = await self._open()
+        try:
+            yield connection
+        except BusError as error:
+            raise _refusal(error) from error
+        finally:
+            connection.close()
+
+    @asynccontextmanager
+    async def _subscription(self) -> AsyncIterator[None]:
+        if self._subscriptions >= BUS_SUBSCRIPTIONS_MAX:
+            raise Exhausted(
+                f"cannot hold more than {BUS_SUBSCRIPTIONS_MAX} subscriptions", quota="subscriptions"
+            )
+        self._subscriptions += 1
+        try:
+            yield
+        finally:
+            self._subscriptions -= 1
+
+
+def _refusal(error: BusError) -> Refused | Unavailable:
+    """What an error reply means: a bus that loads or shuts down comes back, the rest is our own doing."""
+    if error.kind in ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN"):
+        return Unavailable(f"the bus is not ready: {error.message}")
+    return Refused(f"the bus refuses: {error.message}", reason="POLICY_DENIED")
+
+
+async def _pause(pause_s: float) -> float:
+    """Wait with jitter and return the next, longer pause."""
+    await asyncio.sleep(pause_s * (0.5 + random.random()))
+    return min(pause_s * 2, BUS_RECONNECT_MAX_S)
+
+
+async def _read_blocking(connection: Connection, key: str, cursor: str) -> list[Reply]:
+    wait_s = BUS_BLOCK_MS / 1000 + BUS_COMMAND_MAX_S
+    arguments = ("XREAD", "COUNT", BUS_READ_MAX_ENTRIES, "BLOCK", BUS_BLOCK_MS, "STREAMS", key, cursor)
+    reply = await connection.call(*arguments, timeout_s=wait_s)
+    return [entry for stream in entries.items(reply) for entry in entries.items(entries.items(stream)[1])]

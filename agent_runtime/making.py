@@ -1,0 +1,115 @@
+"""Make an agent from what `Assume` says: load its code, give it its crew, bus, memory and tools."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Final
+
+from agent_runtime import models
+from agent_runtime.assumed import AssumedAgent, Parts
+from agent_runtime.bus import Access, Bus
+from agent_runtime.calling import Caller
+from agent_runtime.identity import IdentityHolder
+from agent_runtime.loader import load
+from agent_runtime.memory import Memory
+from agent_runtime.paths import Paths
+from agent_runtime.peers import Peers
+from agent_runtime.process import Runner
+from agent_runtime.profile import Agent, Context, Facts
+from agent_runtime.roster import Roster
+from agent_runtime.signals import Inbox
+from agent_runtime.structs import to_dict
+from agent_runtime.tools.files import FileTools
+from agent_runtime.tools.registry import Registry
+from hyperfactory.v1 import agent_service_pb2 as pb
+from wire.errors import FieldViolation, Invalid
+from wire.identity import agent_authority, agent_spiffe
+
+DEFAULT_SCOPE: Final = "coder"
+BUS_SOCKET: Final = "bus.sock"
+_SOCKET_RE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> AssumedAgent:
+    """The agent, not started yet. Nothing is left behind when this raises."""
+    facts = _facts(request)
+    identity = IdentityHolder(request.identity)
+    model = models.from_config(facts.config)
+    caller = Caller(facts.agent)
+    try:
+        code = await load(request.spec.entry_point, caller.in_thread)
+        context = _context(request, facts, paths, identity)
+        registry = _registry(code, context, caller)
+    except BaseException:
+        caller.close()
+        raise
+    return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model), inbox)
+
+
+def _facts(request: pb.AssumeRequest) -> Facts:
+    missing = [
+        FieldViolation(name, "is required")
+        for name in ("agent", "name", "crew", "generation")
+        if not getattr(request, name)
+    ]
+    if missing:
+        raise Invalid("cannot assume an identity that is not complete", violations=missing)
+    return Facts(
+        agent=request.agent,
+        uid=request.uid,
+        name=request.name,
+        crew=request.crew,
+        generation=request.generation,
+        profile=request.profile,
+        group=request.group,
+        scope=request.spec.scope or DEFAULT_SCOPE,
+        authority=request.authority or agent_authority(request.name, request.crew),
+        spiffe=agent_spiffe(request.crew, request.name),
+        env=dict(request.spec.env),
+        config=to_dict(request.spec.config),
+    )
+
+
+def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: IdentityHolder) -> Context:
+    roster = Roster()
+    roster.apply(request.roster)
+    logger = logging.getLogger(f"agent.{facts.profile or 'generic'}")
+    fields = {"crew": facts.crew, "agent": facts.name, "generation": facts.generation}
+    return Context(
+        facts=facts,
+        roster=roster,
+        bus=Bus(_access(request, facts, paths)),
+        memory=Memory(),
+        workspace=paths.workspace,
+        peers=Peers(paths, facts.crew, roster, identity.current),
+        runner=Runner(paths.workspace, facts.env),
+        log=logging.LoggerAdapter(logger, fields),
+    )
+
+
+def _access(request: pb.AssumeRequest, facts: Facts, paths: Paths) -> Access:
+    socket = request.bus.socket or BUS_SOCKET
+    if not _SOCKET_RE.fullmatch(socket):
+        raise Invalid("the bus is no socket of the peers directory", violations=[_in_bus("socket")])
+    return Access(
+        path=str(paths.peers / socket),
+        username=request.bus.username,
+        password=request.bus.password,
+        prefix=request.bus.prefix or f"crew:{facts.crew}:",
+        name=facts.name,
+        actor=f"crew/{facts.crew}/agent/{facts.name}",
+    )
+
+
+def _in_bus(field: str) -> FieldViolation:
+    return FieldViolation(f"bus.{field}", "must be a file name")
+
+
+def _registry(code: Agent, context: Context, caller: Caller) -> Registry:
+    files = FileTools(context.workspace, context.runner, caller.in_thread)
+    code.ctx = context
+    try:
+        return Registry([*files.tools(), *code.tools()])
+    except Exception as error:
+        raise caller.failure(error) from error

@@ -1,0 +1,141 @@
+"""An agent's memory: bounded keys and values, and the checksummed blob that carries them into hibernation."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agent_runtime.limits import (
+    MEMORY_KEY_MAX_CHARS,
+    MEMORY_KEYS_MAX,
+    MEMORY_MAX_BYTES,
+    STATE_MAX_BYTES,
+    VALUE_MAX_BYTES,
+)
+from wire.errors import Exhausted, FieldViolation, Invalid
+
+MAGIC: Final = b"HFSTATE1"
+_HEADER: Final = struct.Struct(">8sI")  # magic, length of the memory's JSON; the profile's bytes follow
+
+
+class Memory:
+    """Key/value memory of one agent. Values are JSON; each key and the whole are bounded."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+        self._size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        text = self._values.get(key)
+        return default if text is None else json.loads(text)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def put(self, key: str, value: Any) -> None:
+        """Remember a JSON value. `Exhausted` when it, the number of keys or the whole is too large."""
+        _check_key(key)
+        text = _encode(value)
+        size_bytes = len(text.encode())
+        if size_bytes > VALUE_MAX_BYTES:
+            raise Exhausted(f"cannot remember {size_bytes} bytes under one key", quota="memory value bytes")
+        if key not in self._values and len(self._values) >= MEMORY_KEYS_MAX:
+            raise Exhausted(f"cannot remember more than {MEMORY_KEYS_MAX} keys", quota="memory keys")
+        grown_bytes = self._size_bytes - self._cost_bytes(key) + size_bytes + len(key.encode())
+        if grown_bytes > MEMORY_MAX_BYTES:
+            raise Exhausted("cannot remember more: the memory is full", quota="memory bytes")
+        self._values[key] = text
+        self._size_bytes = grown_bytes
+
+    def forget(self, key: str) -> None:
+        self._size_bytes -= self._cost_bytes(key)
+        self._values.pop(key, None)
+
+    def _cost_bytes(self, key: str) -> int:
+        text = self._values.get(key)
+        return 0 if text is None else len(text.encode()) + len(key.encode())
+
+    def snapshot(self) -> bytes:
+        return json.dumps(self._values, separators=(",", ":")).encode()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Replace everything by a snapshot."""
+        fresh = Memory()
+        for key, text in json.loads(snapshot).items():
+            fresh.put(key, json.loads(text))
+        self._values, self._size_bytes = fresh._values, fresh._size_bytes
+
+
+def _check_key(key: str) -> None:
+    if not 1 <= len(key) <= MEMORY_KEY_MAX_CHARS:
+        violation = FieldViolation("key", f"must have 1 to {MEMORY_KEY_MAX_CHARS} characters")
+        raise Invalid("cannot remember: key is empty or too long", violations=[violation])
+
+
+def _encode(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"cannot remember the value: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What hibernation keeps: the memory's snapshot and whatever the profile's code gave."""
+
+    memory: bytes
+    profile: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A packed state and its checksum."""
+
+    data: bytes
+    sha256: str
+
+
+def pack(state: State) -> Blob:
+    """Encode a state. `Exhausted` above the blob's limit."""
+    data = _HEADER.pack(MAGIC, len(state.memory)) + state.memory + state.profile
+    if len(data) > STATE_MAX_BYTES:
+        raise Exhausted(f"cannot suspend: the state has {len(data)} bytes", quota="state bytes")
+    return Blob(data, hashlib.sha256(data).hexdigest())
+
+
+def unpack(blob: Blob) -> State:
+    """Decode a state; `Invalid` where the checksum or the form is wrong."""
+    if not hmac.compare_digest(hashlib.sha256(blob.data).hexdigest(), blob.sha256.lower()):
+        raise _bad("sha256", "does not match the data")
+    if len(blob.data) < _HEADER.size or blob.data[: len(MAGIC)] != MAGIC:
+        raise _bad("data", "is no state of this runtime")
+    _, length = _HEADER.unpack_from(blob.data)
+    body = blob.data[_HEADER.size :]
+    if length > len(body) or not _is_snapshot(body[:length]):
+        raise _bad("data", "is cut or damaged")
+    return State(body[:length], body[length:])
+
+
+def _is_snapshot(data: bytes) -> bool:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, Mapping) and all(isinstance(text, str) for text in found.values())
+
+
+def _bad(field: str, description: str) -> Invalid:
+    return Invalid(
+        f"cannot resume: {field} {description}", violations=[FieldViolation(f"state.{field}", description)]
+    )

@@ -1,0 +1,26 @@
+"""Where an instance finds its directories, and the sockets in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """`own` holds the sockets that this instance serves, `peers` those that it may dial."""
+
+    own: Path
+    peers: Path
+    workspace: Path
+
+    @property
+    def control(self) -> Path:
+        return self.own / "ctl.sock"
+
+    @property
+    def service(self) -> Path:
+        return self.own / "svc.sock"
+
+    def peer(self, name: str) -> Path:
+        return self.peers / f"{name}.sock"

@@ -1,0 +1,170 @@
+"""Run an agent's tasks: a few at once, each with progress to whoever waits, all of them ended by a drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent_runtime.limits import PROGRESS_QUEUED_MAX, TASKS_MAX
+from agent_runtime.owner import TaskOwner
+from agent_runtime.tools.registry import Report
+from wire.errors import AlreadyExists, Exhausted, FactoryError, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step on the way."""
+
+    fraction: float
+    message: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a task ended: its output, or the error that its code raised."""
+
+    output: Mapping[str, Any] = field(default_factory=dict)
+    error: FactoryError | None = None
+
+
+Work = Callable[[Report], Awaitable[Any]]
+
+
+class Gate:
+    """Lets new work in until it is shut; knows how much is inside and tells when the last has left."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._shut_because = ""
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return self._inside
+
+    @property
+    def open(self) -> bool:
+        return not self._shut_because
+
+    def shut(self, because: str) -> None:
+        self._shut_because = because
+
+    def reopen(self) -> None:
+        self._shut_because = ""
+
+    @contextmanager
+    def pass_through(self) -> Iterator[None]:
+        """Count one piece of work; `Unavailable` when shut."""
+        if self._shut_because:
+            raise Unavailable(f"the agent takes no work: {self._shut_because}", reason="DRAINING")
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    async def wait_empty(self, timeout_s: float) -> int:
+        """Wait until nothing is inside, or time runs out; returns what is still there."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return self._inside
+        return 0
+
+
+class TaskRunner:
+    """The tasks in work, by id. Whoever waits for one owns it: a call that ends early cancels its task."""
+
+    def __init__(self, gate: Gate, *, most: int = TASKS_MAX) -> None:
+        self._gate = gate
+        self._most = most
+        self._running: set[str] = set()
+        self._owner = TaskOwner()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def run(self, task: str, work: Work) -> AsyncGenerator[Progress | Any, None]:
+        """Yield each progress, then the result as the last; raises what the work raised."""
+        with self._gate.pass_through(), self._entry(task):
+            steps = _Steps()
+            running = self._owner.spawn(_outcome(work, steps.report), f"task {task}")
+            running.add_done_callback(steps.end)
+            try:
+                async for progress in steps:
+                    yield progress
+            finally:
+                # Also when the caller went away: nothing runs that nobody waits for.
+                running.cancel()
+                await asyncio.wait([running])
+            yield _settled(running)
+
+    async def close(self) -> None:
+        """Cancel every task and wait until all have ended."""
+        await self._owner.close()
+
+    @contextmanager
+    def _entry(self, task: str) -> Iterator[None]:
+        if task in self._running:
+            raise AlreadyExists(f"task '{task}' is being worked on")
+        if len(self._running) >= self._most:
+            raise Exhausted(f"cannot work on more than {self._most} tasks at once", quota="tasks")
+        self._running.add(task)
+        try:
+            yield
+        finally:
+            self._running.discard(task)
+
+
+class _Steps:
+    """The steps of one task on their way to its reader; a slow reader misses steps, the task never waits."""
+
+    def __init__(self) -> None:
+        self._steps: deque[Progress] = deque(maxlen=PROGRESS_QUEUED_MAX)
+        self._news = asyncio.Event()
+        self._ended = False
+
+    async def report(self, fraction: float, message: str, detail: Mapping[str, Any]) -> None:
+        self._steps.append(Progress(fraction, message, detail))
+        self._news.set()
+        await asyncio.sleep(0)  # lets the reader write, so that a busy coroutine's steps do not bunch up
+
+    def end(self, _task: asyncio.Task[Any]) -> None:
+        self._ended = True
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            ended = self._ended
+            while self._steps:
+                yield self._steps.popleft()
+            if ended:
+                return
+
+
+async def _outcome(work: Work, report: Report) -> tuple[Any, Exception | None]:
+    """The result or the error as a value: a task's errors are its caller's business, not the owner's."""
+    try:
+        return await work(report), None
+    except Exception as error:
+        return None, error
+
+
+def _settled(running: asyncio.Task[tuple[Any, Exception | None]]) -> Any:
+    if running.cancelled():
+        raise Unavailable("the agent ended the task: it is going away", reason="DRAINING")
+    result, error = running.result()
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,108 @@
+"""The runtime's own types to the contract's messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.struct_pb2 import Struct
+
+from agent_runtime import __version__
+from agent_runtime.assumed import AssumedAgent
+from agent_runtime.limits import RESULT_MAX_BYTES
+from agent_runtime.memory import Blob
+from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
+from agent_runtime.structs import to_dict, to_struct
+from agent_runtime.tasks import Progress, Result
+from agent_runtime.tools.registry import Outcome, Tool
+from hyperfactory.v1 import agent_service_pb2 as pb
+from wire.errors import AgentCodeFailed, Exhausted, FactoryError
+from wire.status import to_status
+
+
+def description(agent: AssumedAgent, scopes: frozenset[str]) -> pb.AgentDescription:
+    return pb.AgentDescription(
+        agent=agent.facts.agent,
+        generation=agent.facts.generation,
+        profile=agent.facts.profile,
+        tools=[tool(found) for found in agent.visible_tools(scopes)],
+        runtime_version=__version__,
+        running_tasks=len(agent.tasks),
+    )
+
+
+def tool(found: Tool) -> pb.Tool:
+    return pb.Tool(
+        name=found.name,
+        description=found.description,
+        input_schema=to_struct(found.input_schema),
+        read_only=found.read_only,
+    )
+
+
+def progress(step: Progress) -> pb.TaskProgress:
+    return pb.TaskProgress(fraction=step.fraction, message=step.message, detail=to_struct(step.detail))
+
+
+def task_update(update: Progress | Result) -> pb.AgentServiceRunTaskResponse:
+    if isinstance(update, Progress):
+        return pb.AgentServiceRunTaskResponse(progress=progress(update))
+    return pb.AgentServiceRunTaskResponse(result=_task_result(update))
+
+
+def _task_result(result: Result) -> pb.TaskResult:
+    if result.error is not None:
+        return pb.TaskResult(status=to_status(result.error))
+    try:
+        return pb.TaskResult(output=_bounded(result.output, "the task's output"))
+    except FactoryError as error:
+        return pb.TaskResult(status=to_status(error))
+
+
+def tool_update(update: Progress | Outcome) -> pb.CallToolResponse:
+    if isinstance(update, Progress):
+        return pb.CallToolResponse(progress=progress(update))
+    return pb.CallToolResponse(
+        result=pb.ToolResult(
+            text=update.text,
+            structured=_bounded(update.structured, "the tool's result"),
+            is_error=update.is_error,
+        )
+    )
+
+
+def _bounded(plain: Any, what: str) -> Struct:
+    """A struct that the other side will accept; what the agent's code made wrong is named as such."""
+    if not isinstance(plain, Mapping):
+        raise AgentCodeFailed(f"{what} is a {type(plain).__name__}, not a mapping")
+    try:
+        struct = to_struct(plain)
+    except FactoryError as error:
+        raise AgentCodeFailed(f"{what} is no JSON: {error}") from error
+    if struct.ByteSize() > RESULT_MAX_BYTES:
+        raise Exhausted(f"{what} has more than {RESULT_MAX_BYTES} bytes", quota="result bytes")
+    return struct
+
+
+def turn(message: pb.ChatMessage) -> ChatTurn:
+    uses = [ToolUse(call.id, call.name, to_dict(call.arguments)) for call in message.tool_calls]
+    return ChatTurn(message.role, message.content, uses, message.tool_call_id)
+
+
+def chat_response(piece: ChatPiece) -> pb.ChatResponse:
+    calls = [
+        pb.ToolCall(id=use.id, name=use.name, arguments=to_struct(use.arguments)) for use in piece.tool_uses
+    ]
+    response = pb.ChatResponse(delta=piece.delta, tool_calls=calls, finish_reason=piece.finish_reason)
+    if piece.finish_reason:
+        response.usage.input_tokens = piece.input_tokens
+        response.usage.output_tokens = piece.output_tokens
+    return response
+
+
+def state(blob: Blob) -> pb.StateBlob:
+    return pb.StateBlob(data=blob.data, sha256=blob.sha256)
+
+
+def blob(message: pb.StateBlob) -> Blob:
+    return Blob(message.data, message.sha256)

@@ -1,0 +1,145 @@
+"""Check requests against the contract's constraints without protovalidate, whose engine outweighs this runtime.
+
+It knows the rules that AgentService uses; a test walks the contract and compares the verdicts with
+protovalidate's.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from buf.validate import validate_pb2
+from wire.errors import FieldViolation
+
+VIOLATIONS_MAX: Final = 20
+NANOS: Final = 1_000_000_000
+
+Check = Callable[[Any], Iterator[str]]
+
+
+def violations(message: Message) -> Sequence[FieldViolation]:
+    """What is wrong with a request, one violation a field."""
+    found = []
+    for violation in _walk(message, ""):
+        found.append(violation)
+        if len(found) == VIOLATIONS_MAX:
+            break
+    return found
+
+
+def _walk(message: Message, path: str) -> Iterator[FieldViolation]:
+    for field, check, inner in _plan(message.DESCRIPTOR):
+        name = f"{path}{field.name}"
+        if field.message_type and not field.is_repeated and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        if check is not None:
+            yield from (FieldViolation(name, problem, "constraint") for problem in check(value))
+        if inner and field.is_repeated:
+            for index, item in enumerate(value):
+                yield from _walk(item, f"{name}[{index}].")
+        elif inner:
+            yield from _walk(value, f"{name}.")
+
+
+@functools.cache
+def _plan(descriptor: Descriptor) -> list[tuple[FieldDescriptor, Check | None, bool]]:
+    """The fields of a message that need a look: their check, and whether their own fields have any."""
+    plan = []
+    for field in descriptor.fields:
+        check, inner = _check_of(field), _has_rules(field)
+        if check is not None or inner:
+            plan.append((field, check, inner))
+    return plan
+
+
+def _has_rules(field: FieldDescriptor) -> bool:
+    kind = field.message_type
+    if kind is None or kind.file.package.startswith("google.") or kind.GetOptions().map_entry:
+        return False
+    return bool(_plan(kind))
+
+
+def _check_of(field: FieldDescriptor) -> Check | None:
+    options: Any = field.GetOptions()
+    if not options.HasExtension(validate_pb2.field):
+        return None
+    return _check(options.Extensions[validate_pb2.field])
+
+
+def _check(rules: Any) -> Check | None:
+    kind = rules.WhichOneof("type")
+    if kind is None:
+        return None
+    bounds = getattr(rules, kind)
+    match kind:
+        case "string":
+            return functools.partial(_string, bounds, re.compile(bounds.pattern) if bounds.pattern else None)
+        case "int32" | "int64":
+            return functools.partial(_number, bounds)
+        case "duration":
+            return functools.partial(_duration, bounds)
+        case "repeated":
+            return functools.partial(_repeated, bounds, _check(bounds.items))
+        case "map":
+            return functools.partial(_map, bounds, _check(bounds.keys), _check(bounds.values))
+        case _:
+            raise ValueError(f"cannot check rules of kind '{kind}'")
+
+
+def _string(bounds: Any, pattern: re.Pattern[str] | None, value: str) -> Iterator[str]:
+    if len(value) < bounds.min_len:
+        yield f"must have at least {bounds.min_len} characters"
+    if bounds.HasField("max_len") and len(value) > bounds.max_len:
+        yield f"must have at most {bounds.max_len} characters"
+    if pattern is not None and not pattern.search(value):
+        yield f"must match {bounds.pattern}"
+    allowed = getattr(bounds, "in")
+    if allowed and value not in allowed:
+        yield f"must be one of {', '.join(repr(item) for item in allowed)}"
+
+
+def _number(bounds: Any, value: int) -> Iterator[str]:
+    if bounds.HasField("gte") and value < bounds.gte:
+        yield f"must be at least {bounds.gte}"
+    if bounds.HasField("lte") and value > bounds.lte:
+        yield f"must be at most {bounds.lte}"
+
+
+def _duration(bounds: Any, value: Any) -> Iterator[str]:
+    length = _nanos(value)
+    if bounds.HasField("gte") and length < _nanos(bounds.gte):
+        yield f"must be at least {_nanos(bounds.gte) / NANOS:g} s"
+    if bounds.HasField("lte") and length > _nanos(bounds.lte):
+        yield f"must be at most {_nanos(bounds.lte) / NANOS:g} s"
+
+
+def _nanos(duration: Any) -> int:
+    return int(duration.seconds) * NANOS + int(duration.nanos)
+
+
+def _repeated(bounds: Any, check: Check | None, values: Sequence[Any]) -> Iterator[str]:
+    if len(values) < bounds.min_items:
+        yield f"must have at least {bounds.min_items} items"
+    if bounds.HasField("max_items") and len(values) > bounds.max_items:
+        yield f"must have at most {bounds.max_items} items"
+    if check is None:
+        return
+    for index, value in enumerate(values):
+        yield from (f"item {index} {problem}" for problem in check(value))
+
+
+def _map(bounds: Any, key_check: Check | None, value_check: Check | None, values: Any) -> Iterator[str]:
+    if bounds.HasField("max_pairs") and len(values) > bounds.max_pairs:
+        yield f"must have at most {bounds.max_pairs} pairs"
+    for key, value in values.items():
+        if key_check:
+            yield from (f"key {key[:40]!r} {problem}" for problem in key_check(key))
+        if value_check:
+            yield from (f"value of {key[:40]!r} {problem}" for problem in value_check(value))
