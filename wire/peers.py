@@ -81,9 +81,9 @@ class PeerReader:
             return self._trusted
         token, forwarded = _credentials(context.invocation_metadata())
         peer = self._peer(pem, shown)
-        if forwarded and peer.spiffe.kind == "gateway":
+        if forwarded is not None and peer.spiffe.kind == "gateway":
             peer = self._forwarded_peer(forwarded)
-        caller = self._identify(peer, token, row, context.peer())
+        caller = self._identify(peer, token or "", row, context.peer())
         if caller.principal is Principal.AGENT and self._generation_check is not None:
             self._generation_check(caller.crew, caller.agent, caller.generation)
         return caller
@@ -139,9 +139,9 @@ def make_peer(uri: str, generation: int, print_: str) -> Peer:
     return Peer(spiffe, uri, generation, print_)
 
 
-def _credentials(metadata: Any) -> tuple[str, str]:
-    """The bearer token and the forwarded certificate; each may come once."""
-    token = forwarded = ""
+def _credentials(metadata: Any) -> tuple[str | None, str | None]:
+    """The bearer token and the forwarded certificate; each may come once, and an empty one was sent, too."""
+    token = forwarded = None
     for key, value in metadata or ():
         if key == "authorization":
             token = _once(token, _bearer(value))
@@ -150,8 +150,8 @@ def _credentials(metadata: Any) -> tuple[str, str]:
     return token, forwarded
 
 
-def _once(before: str, value: str) -> str:
-    if before:
+def _once(before: str | None, value: str) -> str:
+    if before is not None:
         raise Unauthenticated("credentials were sent twice")
     return value
 
