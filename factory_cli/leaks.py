@@ -110,9 +110,9 @@ def show(out: Output, counts: Sequence[Count]) -> None:
     out.table(("LEAKED", "COUNT", ""), rows)
 
 
-async def run(home: Path, out: Output) -> Exit:
+async def run(home: Path, out: Output, *, within_s: float = SETTLE_WITHIN_S) -> Exit:
     """Print the counters; fail if any is not zero."""
-    counts = await settle(home)
+    counts = await settle(home, within_s=within_s)
     if out.as_json:
         body = {
             found.name: {

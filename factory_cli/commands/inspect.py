@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import typer
 
@@ -24,9 +25,12 @@ def doctor(context: typer.Context) -> None:
     raise typer.Exit(asyncio.run(checks.run(session.home, session.client_file, session.out)))
 
 
-def check_leaks(context: typer.Context) -> None:
+def check_leaks(
+    context: typer.Context,
+    within: Annotated[float, typer.Option(min=0, help="Seconds that leftovers have to go away.")] = 5.0,
+) -> None:
     """Count what is left of disbanded crews; zeros are expected."""
     from factory_cli import leaks
 
     session = session_of(context)
-    raise typer.Exit(asyncio.run(leaks.run(session.home, session.out)))
+    raise typer.Exit(asyncio.run(leaks.run(session.home, session.out, within_s=within)))
