@@ -10,8 +10,9 @@ import socket
 import ssl
 import tempfile
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,8 +21,7 @@ import grpc.aio
 import structlog
 
 from gateway.factory import Issued
-from gateway.pipe import End, Pipe, TlsClient, Traffic
-from gateway.registry import Route
+from gateway.pipe import End, Held, Pipe, TlsClient, Traffic
 from gateway.relay import Opening
 from wire.errors import Denied, FactoryError, Unavailable
 from wire.identity import Identity
@@ -35,15 +35,36 @@ ISSUING_MAX: Final = 4
 ISSUE_WITHIN_S: Final = 3.0
 HANDSHAKE_WITHIN_S: Final = 5.0
 ANSWERED_MAX: Final = 512
-CONNECTION_AGE_MAX_MS: Final = 1_000
-"""Soon the client shall come anew: the agent may be there by then."""
+CONNECTION_AGE_MAX_MS: Final = 100
+"""Soon the client shall come anew, told by GOAWAY: the agent may be there by then."""
+CONNECTION_GRACE_MS: Final = 1_000
+COME_ANEW_AFTER_S: Final = CONNECTION_AGE_MAX_MS / 1000
 
 log = structlog.get_logger()
 
-Verdicts = dict[str, FactoryError]
+Reachable = Callable[[str], bool]
+"""Whether an agent answers to the name now."""
 
 
-class _Refuse(grpc.GenericRpcHandler[Any, Any]):
+@dataclass(slots=True)
+class Verdicts:
+    """The error of each connection, by the peer's name that the server sees."""
+
+    reachable: Reachable
+    held: dict[str, tuple[str, FactoryError]] = field(default_factory=dict)
+
+    def of(self, peer: str) -> FactoryError:
+        if peer not in self.held:
+            return Unavailable("the connection is over")
+        authority, error = self.held[peer]
+        if self.reachable(authority):
+            return Unavailable(
+                f"'{authority}' can be reached again: connect anew", retry_after_s=COME_ANEW_AFTER_S
+            )
+        return error
+
+
+class _Refuse(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Ends every call with the error that belongs to its connection."""
 
     def __init__(self, verdicts: Verdicts) -> None:
@@ -54,8 +75,7 @@ class _Refuse(grpc.GenericRpcHandler[Any, Any]):
         return self._handler
 
     async def _refuse(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        error = self._verdicts.get(context.peer(), Unavailable("the connection is over"))
-        await abort(cast(Any, context), error)
+        await abort(cast(Any, context), self._verdicts.of(context.peer()))
 
 
 class Activator:
@@ -66,6 +86,7 @@ class Activator:
         *,
         identity: Callable[[], Identity],
         issue: Callable[[str], Awaitable[Issued]],
+        reachable: Reachable,
         state: Path,
         traffic: Traffic,
     ) -> None:
@@ -75,15 +96,14 @@ class Activator:
         Path(self._socket).unlink(missing_ok=True)
         self._state = state
         self._traffic = traffic
-        self._verdicts: Verdicts = {}
+        self._verdicts = Verdicts(reachable)
         self._contexts: OrderedDict[str, tuple[ssl.SSLContext, float]] = OrderedDict()
         self._issuing = asyncio.Semaphore(ISSUING_MAX)
-        self._pipes: dict[str, set[Pipe]] = defaultdict(set)
         self._numbers = itertools.count()
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_MS),
-                ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_MAX_MS),
+                ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
                 ("grpc.max_receive_message_length", 64 * 1024),
             )
         )
@@ -99,7 +119,7 @@ class Activator:
 
     async def answer(self, client: Opening, authority: str, error: FactoryError) -> bool:
         """Take the connection over and end its calls with the error; False where the name is not ours."""
-        if len(self._verdicts) >= ANSWERED_MAX:
+        if len(self._verdicts.held) >= ANSWERED_MAX:
             return False
         try:
             async with asyncio.timeout(ISSUE_WITHIN_S):
@@ -114,30 +134,15 @@ class Activator:
         await self._serve(client, authority, error, context)
         return True
 
-    def on_route(self, _: str, route: Route | None) -> None:
-        """Let clients of a name come anew once an agent answers to it."""
-        if route is not None and route.serving:
-            for pipe in tuple(self._pipes.get(route.authority, ())):
-                pipe.close()
-
     async def _serve(
         self, client: Opening, authority: str, error: FactoryError, context: ssl.SSLContext
     ) -> None:
         key = f"hyperfactory-gateway-{os.getpid()}-{next(self._numbers)}"
         peer = f"unix-abstract:{key}"
-        pipes = self._pipes[authority]
-
-        def over(pipe: Pipe) -> None:
-            self._verdicts.pop(peer, None)
-            pipes.discard(pipe)
-            if not pipes:
-                self._pipes.pop(authority, None)
-
-        pipe = Pipe(self._traffic, over)
+        pipe = Pipe(self._traffic, lambda _: self._verdicts.held.pop(peer, None))
         near = TlsClient(pipe, client.transport, context)
         pipe.ends = [near]
-        pipes.add(pipe)
-        self._verdicts[peer] = error
+        self._verdicts.held[peer] = (authority, error)
         client.transport.set_protocol(near)
         near.data_received(client.hand_over())
         try:
@@ -157,11 +162,11 @@ class Activator:
             log.info("client did not prove itself", action="activator.handshake", error=str(error))
             pipe.close()
             return
-        far = End(pipe, server)
+        far = End(pipe, server.transport)
         far.other = near
         pipe.ends.append(far)
-        server.set_protocol(far)
         near.join(far)
+        server.take(far)
         if near.transport.is_closing():
             pipe.close()
 
@@ -180,7 +185,7 @@ class Activator:
         return context
 
 
-async def _connect_as(key: str, path: str) -> asyncio.Transport:
+async def _connect_as(key: str, path: str) -> Held:
     """Connect under a name of our own: it is how the server sees which connection a call came on."""
     loop = asyncio.get_running_loop()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -188,11 +193,11 @@ async def _connect_as(key: str, path: str) -> asyncio.Transport:
         sock.setblocking(False)
         sock.bind(f"\0{key}")
         await loop.sock_connect(sock, path)
-        transport, _ = await loop.create_unix_connection(asyncio.Protocol, sock=sock)
+        _, server = await loop.create_unix_connection(Held, sock=sock)
     except BaseException:
         sock.close()
         raise
-    return transport
+    return server
 
 
 def _context_of(issued: Issued, ca_pem: bytes, scratch: Path) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 TLS_READ_BYTES: Final = 65_536
 BUFFER_MAX_BYTES: Final = 65_536
@@ -23,6 +23,26 @@ class Traffic:
     connections: int = 0
     cut: int = 0
     refused: int = 0
+
+
+class Held(asyncio.Protocol):
+    """A connection to a server, until an end takes it: what the server says first must not be lost."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self._greeting = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._greeting += data
+
+    def take(self, far: End) -> None:
+        """Give the connection, and what has come on it, to this end."""
+        self.transport.set_protocol(far)
+        if self._greeting:
+            far.data_received(bytes(self._greeting))
 
 
 class End(asyncio.Protocol):
@@ -146,7 +166,7 @@ class TlsClient(Client):
 class Pipe:
     """Two ends. It ends as a whole: what one end has sent is still delivered, then both are closed."""
 
-    def __init__(self, traffic: Traffic, on_end: Callable[[Pipe], None]) -> None:
+    def __init__(self, traffic: Traffic, on_end: Callable[[Pipe], object]) -> None:
         self.traffic = traffic
         self.touched = True
         self.ends: list[End] = []
@@ -158,20 +178,20 @@ class Pipe:
     def join(
         cls,
         client: asyncio.Transport,
-        server: asyncio.Transport,
+        server: Held,
         first: bytes,
         traffic: Traffic,
-        on_end: Callable[[Pipe], None],
+        on_end: Callable[[Pipe], object],
     ) -> Pipe:
-        """Connect two transports; `first` is what the client has sent already."""
+        """Connect a client and a server; `first` is what the client has sent already."""
         pipe = cls(traffic, on_end)
-        near, far = Client(pipe, client), End(pipe, server)
+        near, far = Client(pipe, client), End(pipe, server.transport)
         near.other, far.other = far, near
         pipe.ends = [near, far]
         traffic.bytes_in += len(first)
-        server.set_protocol(far)
         client.set_protocol(near)
         far.write(first)
+        server.take(far)
         return pipe
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.destination import Answer, Destination, Park, ToAgent, ToGroup, destination, gave_up
 from gateway.hello import NotAClientHello, server_name
-from gateway.pipe import BUFFER_MAX_BYTES, Pipe, Traffic
+from gateway.pipe import BUFFER_MAX_BYTES, Held, Pipe, Traffic
 from gateway.registry import Registry, Route
 from hyperfactory.v1 import types_pb2
 from wire.errors import FactoryError, NotFound
@@ -270,18 +270,18 @@ class Relay:
         try:
             async with asyncio.timeout(CONNECT_WITHIN_S):
                 if isinstance(where, ToAgent):
-                    server, _ = await loop.create_unix_connection(asyncio.Protocol, where.route.socket)
+                    _, server = await loop.create_unix_connection(Held, where.route.socket)
                 else:
-                    server, _ = await loop.create_connection(asyncio.Protocol, *self._groups_at())
+                    _, server = await loop.create_connection(Held, *self._groups_at())
         except (OSError, TimeoutError):
             return False
         if isinstance(where, ToAgent) and self._registry.find(where.route.authority) != where.route:
-            server.abort()
+            server.transport.abort()
             return False
         self._join(client, server, where)
         return True
 
-    def _join(self, client: Opening, server: asyncio.Transport, where: ToAgent | ToGroup) -> None:
+    def _join(self, client: Opening, server: Held, where: ToAgent | ToGroup) -> None:
         first = client.hand_over()
         self.gauges.traffic.connections += 1
         agent, generation = (

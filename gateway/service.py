@@ -60,7 +60,11 @@ class Gateway:
         self.factory = Factory(options.factory, identity)
         traffic = Traffic()
         self.activator = Activator(
-            identity=identity, issue=self.factory.issue, state=options.state, traffic=traffic
+            identity=identity,
+            issue=self.factory.issue,
+            reachable=self._reachable,
+            state=options.state,
+            traffic=traffic,
         )
         addresses = Addresses(
             public=options.listen,
@@ -91,7 +95,6 @@ class Gateway:
             limits=options.limits,
             traffic=traffic,
         )
-        self.registry.observers.append(self.activator.on_route)
         self._applied_once = False
 
     @property
@@ -99,6 +102,10 @@ class Gateway:
         """Registry read and the first document applied. A factory that is gone later takes nothing back."""
         self._applied_once = self._applied_once or bool(self.publisher.applied)
         return self.registry.synced.is_set() and self._applied_once
+
+    def _reachable(self, authority: str) -> bool:
+        route = self.registry.find(authority)
+        return self.publisher.routed(authority) if route is None else route.serving
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; Traefik goes first, so that what it carries can finish through us."""
