@@ -17,6 +17,7 @@ from embedded.postgres import EmbeddedPostgres
 from embedded.process import is_running
 from embedded.valkey import EmbeddedValkey
 from factory_cli import local
+from factory_server.bus.keys import USER
 from factory_server.drivers.namespaces import launcher
 from factory_server.drivers.namespaces.records import Records, stem
 
@@ -24,6 +25,9 @@ CONNECT_WITHIN_S = 3
 FORK_SERVER = b"factory_server.drivers.namespaces.zygote"
 _CREW_NAME = re.compile(rb"crew-([a-z0-9]+)\\*\.svc")
 _LIVE = "SELECT id FROM crew WHERE state NOT IN ('DISBANDED', 'FAILED')"
+_GENERATIONS = """
+SELECT a.id || '-g' || a.generation FROM agent a JOIN crew c ON c.id = a.crew
+ WHERE c.state NOT IN ('DISBANDED', 'FAILED') AND a.state <> 'STOPPED'"""
 _OWNED = """
 SELECT i.id FROM instance i LEFT JOIN agent a ON a.id = i.agent LEFT JOIN crew c ON c.id = a.crew
  WHERE c.id IS NULL OR c.state NOT IN ('DISBANDED', 'FAILED')"""
@@ -46,6 +50,7 @@ class Belongings:
     """What has no owner, by kind; `absent` names the parts that did not answer, and why."""
 
     live_crews: set[str] = field(default_factory=set)
+    generations: set[str] = field(default_factory=set)
     owned: set[str] = field(default_factory=set)
     processes: Sequence[str] = ()
     fork_servers: Sequence[str] = ()
@@ -82,6 +87,7 @@ async def _look_at_store(found: Belongings, home: Path) -> None:
         async with await connecting as connection, connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             found.live_crews = set(await _column(connection, _LIVE))
+            found.generations = set(await _column(connection, _GENERATIONS))
             found.owned = set(await _column(connection, _OWNED))
             found.agents = await _column(connection, _AGENTS)
             found.instances = await _column(connection, _INSTANCES)
@@ -113,12 +119,14 @@ async def _look_at_bus(found: Belongings, home: Path) -> None:
         return
     finally:
         await bus.aclose()
-    found.bus_users = [n for n in users if n.startswith("crew-") and not _of_live(n[5:], "-", found)]
-    found.bus_keys = [key for key in keys if not _of_live(key.removeprefix("crew:"), ":", found)]
+    found.bus_users = [name for name in users if name.startswith("crew-") and not _serves(name, found)]
+    found.bus_keys = [key for key in keys if key.split(":")[1] not in found.live_crews]
 
 
-def _of_live(rest: str, separator: str, found: Belongings) -> bool:
-    return rest.partition(separator)[0].strip("{}") in found.live_crews
+def _serves(user: str, found: Belongings) -> bool:
+    """Whether a bus user is that of an agent's present generation."""
+    parts = USER.match(user)
+    return parts is not None and f"{parts[2]}-g{parts[3]}" in found.generations
 
 
 async def _look_at_gateway(found: Belongings, home: Path) -> None:

@@ -30,8 +30,11 @@ DEMO_WITHIN_S = 180.0
 SIGNAL_WITHIN_S = 10.0
 TASK_WITHIN_S = 60.0
 HEAL_WITHIN_S = 20.0
-MISSION = {"mission": "count primes", "limit": 20_000}
-SECOND_TASK = {"mission": "count primes", "limit": 100}
+MISSION = {"mission": "count primes", "numbers": 20_000}
+PRIMES = 2_262
+"""Below 20,000: what the mission must find."""
+SECOND_TASK = {"mission": "prove that the healed coder works", "start": 0, "stop": 1_000}
+SECOND_PRIMES = 168
 VICTIM = "coder-1"
 MANIFEST = Path(__file__).parent.parent / "examples" / "crews" / "hello.json"
 
@@ -126,7 +129,13 @@ class Demo:
         async with self._timed("run the mission"):
             output = await self._task(client, crew, "planner", MISSION)
         self._facts["mission"] = output
-        self._out.text(f"mission result: {output}")
+        found, approved, parts = output.get("primes"), output.get("approved"), output.get("parts", [])
+        by = " + ".join(f"{part['count']:.0f} by {part['coder']}" for part in parts)
+        self._out.text(
+            f"{found:.0f} primes below {MISSION['numbers']} ({by}); approved by the reviewer: {approved}"
+        )
+        if found != PRIMES or approved is not True:
+            raise CommandFailedError(f"the mission's result is wrong: {output}")
 
     async def _kill_and_heal(self, client: Client, crew: types_pb2.Crew) -> None:
         before = await client.member(crew.id, VICTIM)
@@ -143,7 +152,9 @@ class Demo:
         self._out.text(f"{VICTIM} is READY again: same id {after.id}, generation {after.generation}")
         async with self._timed(f"run a task on {VICTIM}"):
             output = await self._task(client, crew, VICTIM, SECOND_TASK)
-        self._out.text(f"task result: {output}")
+        self._out.text(f"{VICTIM} found {output.get('count'):.0f} primes below {SECOND_TASK['stop']}")
+        if output.get("count") != SECOND_PRIMES:
+            raise CommandFailedError(f"the second task's result is wrong: {output}")
 
     async def _task(self, client: Client, crew: types_pb2.Crew, agent: str, body: dict[str, Any]) -> Any:
         request = crew_service_pb2.RunTaskRequest(

@@ -64,7 +64,12 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "open work", "tasks and broadcasts of ended crews that have not ended", lambda b: b.work, "postgres"
     ),
-    Counter("bus users", "ACL users 'crew-*' without a live crew", lambda b: b.bus_users, "valkey"),
+    Counter(
+        "bus users",
+        "ACL users 'crew-*' that are not of a live agent's present generation",
+        lambda b: b.bus_users,
+        "valkey",
+    ),
     Counter("bus keys", "keys 'crew:*' without a live crew", lambda b: b.bus_keys, "valkey"),
     Counter("routes", "names of ended crews in the gateway's routes", lambda b: b.routes, "gateway"),
 )
