@@ -84,7 +84,7 @@ class GrpcLine:
 
     async def close(self) -> None:
         """See the port."""
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 async def _drain(

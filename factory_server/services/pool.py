@@ -11,6 +11,8 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.sandbox import SandboxSpec
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.parts import Parts
+from factory_server.services.requests import key_of
+from hyperfactory.v1 import factory_service_pb2
 
 log = logging.getLogger("factory.pool")
 
@@ -75,10 +77,11 @@ async def get_pools(parts: Parts) -> Sequence[model.PoolRow]:
 
 
 async def update_pool(
-    parts: Parts, base: str, target: int, request: model.RequestKey, actor: str
+    parts: Parts, request: factory_service_pb2.UpdatePoolRequest, actor: str
 ) -> model.PoolRow:
     """Set a pool's size; filling follows."""
-    row = await parts.store.set_pool(base or "python", target, request, actor)
+    key = key_of(actor, "UpdatePool", request.request_id, request)
+    row = await parts.store.set_pool(request.base or "python", request.target, key, actor)
     parts.hub.ring(POOL)
     parts.hub.ring(REAPER)
     return row
