@@ -127,13 +127,21 @@ class NamespacesRig:
         return int(self.driver._link._client.greeting["pid"])
 
     def leftovers(self) -> list[str]:
-        groups = [str(path) for path in Path("/sys/fs/cgroup").rglob(f"hf-{self.factory}/*") if path.is_dir()]
-        return files_below(self.state) + groups + self.processes() + self.descriptors()
+        root = Path("/sys/fs/cgroup")
+        groups = [str(path) for path in root.rglob(f"hf-{self.factory}/*") if path.is_dir()]
+        return files_below(self.state) + groups + self.processes() + self.descriptors() + self.mounts()
 
     def processes(self) -> list[str]:
         """Descendants of the fork server."""
         children = Path(f"/proc/{self.fork_server()}/task/{self.fork_server()}/children").read_text()
         return [f"process {pid}" for pid in children.split()]
+
+    def mounts(self) -> list[str]:
+        """Mounts that mention this factory, as this process and as the fork server see them."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        seen = [line for line in lines if str(self.state) in line]
+        theirs = Path(f"/proc/{self.fork_server()}/mountinfo").read_text().splitlines()
+        return [*seen, f"{len(theirs)} mounts of the fork server"]
 
     def descriptors(self) -> list[str]:
         count = len(list(Path(f"/proc/{self.fork_server()}/fd").iterdir()))
@@ -167,7 +175,8 @@ class NamespacesSuite(DriverSuite):
             assert await exit_of("a-g1") == Exit("a-g1", signal=signal.SIGSEGV)
 
     async def test_stats_are_of_this_instance(self, rig: NamespacesRig) -> None:
-        await self.make(rig)
+        sandbox = await self.make(rig)
+        await ask(sandbox.control, {"do": "run", "source": "sum(range(3_000_000))"})
         usage = await rig.driver.stats("a-g1")
         assert 1_000_000 < usage.memory_bytes < 200_000_000
         assert 2 <= usage.pids <= 40
@@ -209,33 +218,6 @@ class NamespacesSuite(DriverSuite):
             await rig.driver.destroy(name)
         assert files_below(rig.state) == []
         await self.make(rig, "next-g1")
-
-    async def test_output_after_a_crash_of_the_fork_server_is_kept(self, rig: NamespacesRig) -> None:
-        sandbox = await self.make(rig)
-        await ask(sandbox.control, {"do": "print", "text": "before"})
-
-        async def output() -> bytes:
-            return b"".join([c.data async for c in rig.driver.logs("a-g1", tail_bytes=1000, follow=False)])
-
-        async def written() -> bool:
-            return b"before" in await output()
-
-        await until(written, what="the first words are kept")
-        os.kill(rig.fork_server(), signal.SIGKILL)
-
-        async def answers() -> bool:
-            try:
-                return len(await rig.driver.list()) == 1
-            except Unavailable:
-                return False
-
-        await until(answers, what="a new fork server adopts the instance")
-        await ask(sandbox.control, {"do": "print", "text": "after"})
-
-        async def continued() -> bool:
-            return await output() == b"before\nafter\n"
-
-        await until(continued, what="the new fork server reads on")
 
     async def test_a_flood_of_output_is_bounded_on_disk(self, rig: NamespacesRig) -> None:
         sandbox = await self.make(rig)
@@ -279,6 +261,33 @@ class TestFull(NamespacesSuite):
         assert set(weak) <= {"memory_limit", "cpu_limit", "process_limit", "freeze"}, weak
         assert not any("cgroup" not in reason and "SIGSTOP" not in reason for reason in weak.values()), weak
 
+    async def test_output_after_a_crash_of_the_fork_server_is_kept(self, rig: NamespacesRig) -> None:
+        sandbox = await self.make(rig)
+        await ask(sandbox.control, {"do": "print", "text": "before"})
+
+        async def output() -> bytes:
+            return b"".join([c.data async for c in rig.driver.logs("a-g1", tail_bytes=1000, follow=False)])
+
+        async def written() -> bool:
+            return b"before" in await output()
+
+        await until(written, what="the first words are kept")
+        os.kill(rig.fork_server(), signal.SIGKILL)
+
+        async def answers() -> bool:
+            try:
+                return len(await rig.driver.list()) == 1
+            except Unavailable:
+                return False
+
+        await until(answers, what="a new fork server adopts the instance")
+        await ask(sandbox.control, {"do": "print", "text": "after"})
+
+        async def continued() -> bool:
+            return await output() == b"before\nafter\n"
+
+        await until(continued, what="the new fork server reads on")
+
     async def test_out_of_memory_is_told(self, rig: NamespacesRig) -> None:
         spec = SandboxSpec("a-g1", limits=Limits(memory_bytes=64 * 1024 * 1024))
         sandbox = await rig.driver.create(spec, deadline_s=DEADLINE_S)
@@ -309,3 +318,23 @@ class TestFull(NamespacesSuite):
         await again.start()
         assert list(await again.list()) == []
         await again.terminate()
+
+
+if os.geteuid() != 0:  # as root, test_rootless.py runs this file as an ordinary user
+
+    class TestRootless(NamespacesSuite):
+        """Namespaces as an ordinary user."""
+
+        @pytest.fixture
+        async def rig(self, state: Path) -> AsyncIterator[NamespacesRig]:
+            rig = NamespacesRig(state)
+            await rig.driver.start()
+            yield rig
+            await rig.driver.terminate()
+
+        async def test_what_is_weaker_is_said(self, rig: NamespacesRig) -> None:
+            info = await rig.driver.probe()
+            assert info.tier is Tier.ROOTLESS
+            strong = {p.name for p in info.properties if p.enforcement is Enforcement.ENFORCED}
+            assert {"user_namespace", "no_capabilities", "seccomp", "read_only_root", "no_network"} <= strong
+            assert {"distinct_host_user", "sealed_socket_directory"}.isdisjoint(strong)

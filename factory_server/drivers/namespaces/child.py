@@ -99,10 +99,12 @@ def _steps(birth: Birth) -> tuple[tuple[str, Callable[[], None]], ...]:
         ("namespaces", lambda: sys_.unshare(_NAMESPACES)),
         ("network", lambda: _name_and_loopback(birth.hostname)),
         ("mounts", lambda: mounts.enter(birth.view)),
-        ("rlimits", lambda: _limit(birth)),
         # After the mounts: nobody but root may make them, and the network belongs to a user namespace in
         # which the agent has no power.
         ("user", lambda: _become(birth)),
+        # After the user namespace, which remembers the limit on processes that it was made under and holds all
+        # processes of the outer user to it: rootless agents would share one limit.
+        ("rlimits", lambda: _limit(birth)),
         ("privileges", _drop_privileges),
         # Last, because it refuses most of the above.
         ("seccomp", lambda: sys_.install_filter(birth.filter)),

@@ -19,7 +19,7 @@ from typing import Final
 APP: Final = "/app"
 SRC: Final = f"{APP}/src"
 # Places that a sandbox covers with its own mounts, so that nothing below them can be shown.
-_COVERED: Final = ("/tmp", "/workspace", "/dev", "/proc", "/run", "/app", "/skills")
+_COVERED: Final = ("/tmp", "/workspace", "/dev", "/proc", "/run", "/app", "/skills", "/usr", "/lib")
 
 
 @dataclass(slots=True)
@@ -57,9 +57,10 @@ def plan(packages: Mapping[str, str]) -> PythonTree:
     if not inside_usr:
         tree.binds[home] = str(base)
         tree.library_path = f"{home}/lib"
-        if not str(base).startswith(_COVERED):
+        built_for = str(sysconfig.get_config_var("LIBDIR"))
+        if sysconfig.get_config_var("Py_ENABLE_SHARED") and not built_for.startswith(_COVERED):
             # The compiled-in library path still resolves when a tool starts Python with an empty environment.
-            tree.links[str(base)] = home
+            tree.links[built_for] = tree.library_path
     _add_site_packages(tree, home, base)
     for name, source in packages.items():
         suffix = "" if Path(source).is_dir() else Path(source).suffix

@@ -57,6 +57,6 @@ def usage(pid: int) -> tuple[int, int, float]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         count += 1
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(map(int, fields[11:15]))  # own and of children that were waited for
         memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
     return memory, count, ticks / os.sysconf("SC_CLK_TCK")
