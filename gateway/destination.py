@@ -26,10 +26,11 @@ class ToGroup:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Hold it until the name changes; `wake` names an agent that sleeps."""
+    """Hold it until the name changes, or for `within_s`; `wake` names an agent that sleeps."""
 
     why: str
     wake: Route | None = None
+    within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,13 +103,15 @@ class Factory:
         left_s = (response.expire_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
         return Issued(response.certificate_pem, response.key_pem, time.monotonic() + left_s / 2)
 
-    async def wake(self, route: Route) -> None:
-        """Ask for a hibernating agent; whether it comes, the registry will tell."""
+    async def wake(self, route: Route) -> bool:
+        """Ask for a hibernating agent and tell whether the factory agreed; the registry tells when it comes."""
         request = pb.WakeAgentRequest(request_id=str(uuid.uuid4()), agent=route.agent)
         try:
             await self._stub.WakeAgent(request, timeout=WAKE_WITHIN_S)
         except grpc.aio.AioRpcError as error:
             log.warning("cannot wake", action="agent.wake", agent=route.agent, error=_says(error))
+            return False
+        return True
 
 
 def _says(error: BaseException) -> str:

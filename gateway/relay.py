@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ HELLO_WITHIN_S: Final = 5.0
 CONNECT_WITHIN_S: Final = 2.0
 LOOK_AGAIN_S: Final = 0.1
 """A socket that did not answer is tried again so soon, if no news comes earlier."""
+SETTLE_S: Final = 0.2
+"""An unknown name is answered with NOT_FOUND when there was no news of it for so long."""
 SWEEP_EVERY_S: Final = 30.0
 IDLE_SWEEPS_MAX: Final = 20
 BACKLOG: Final = 1024
@@ -139,7 +140,7 @@ class Relay:
         answerer: Answerer,
         groups_at: Callable[[], tuple[str, int]],
         group_routed: Callable[[str], bool],
-        wake: Callable[[Route], Awaitable[None]],
+        wake: Callable[[Route], Awaitable[bool]],
         limits: Limits,
         traffic: Traffic,
     ) -> None:
@@ -151,7 +152,7 @@ class Relay:
         self._limits = limits
         self._tasks: asyncio.TaskGroup
         self._pipes: dict[str, dict[Pipe, int]] = defaultdict(dict)
-        self._waking: set[tuple[str, int]] = set()
+        self._waking: set[str] = set()
         self.gauges = Gauges(traffic)
         registry.observers.append(self._fence)
 
@@ -210,21 +211,38 @@ class Relay:
     async def _lead_or_park(
         self, client: Opening, name: str, bell: asyncio.Event, waited: _Waited, *, parking: bool
     ) -> bool:
+        settled = False
         while True:
             bell.clear()
-            where = self._look(name)
-            if isinstance(where, Answer):
-                if await self._answerer.answer(client, name, where.error):
-                    return True
-                if not isinstance(where.error, NotFound):
-                    return False
-                where = Park("the factory knows it and the gateway does not yet")
-            elif not isinstance(where, Park) and await self._connect(client, where):
-                return True
+            tried = await self._try(client, name, settled=settled)
+            if isinstance(tried, bool):
+                return tried
             if not parking or self.gauges.parked >= self._limits.parked:
                 return False
-            waited.why = where.why if isinstance(where, Park) else "its socket does not answer"
-            await self._park(where, bell)
+            waited.why = tried.why
+            settled = not await self._park(tried, bell)
+
+    async def _try(self, client: Opening, name: str, *, settled: bool) -> bool | Park:
+        """Lead the connection as things stand: True where it is led, False where it cannot be."""
+        where = self._look(name)
+        match where:
+            case Park():
+                return where
+            case Answer(error=NotFound()) if not settled:
+                # Who assembled a crew a moment ago may be here before the registry's news are.
+                return Park("no such agent", within_s=SETTLE_S)
+            case Answer(error=error):
+                if await self._answerer.answer(client, name, error):
+                    return True
+                absent = isinstance(error, NotFound)
+                return Park("the factory knows it and the gateway does not yet") if absent else False
+            case ToAgent() | ToGroup():
+                led = await self._connect(client, where)
+                return led or Park("its socket does not answer", within_s=LOOK_AGAIN_S)
+
+    def reachable(self, name: str) -> bool:
+        """Whether a connection to this name would be led somewhere now."""
+        return isinstance(self._look(name), ToAgent | ToGroup)
 
     def _look(self, name: str) -> Destination:
         registry = self._registry
@@ -236,31 +254,29 @@ class Relay:
             current=registry.current,
         )
 
-    async def _park(self, where: Destination, bell: asyncio.Event) -> None:
-        if isinstance(where, Park) and where.wake is not None:
-            self._wake_once(where.wake)
+    async def _park(self, park: Park, bell: asyncio.Event) -> bool:
+        """Wait for news of the name; False where none came in the time that the park allows."""
+        if park.wake is not None:
+            self._wake_once(park.wake)
         self.gauges.parked += 1
         try:
-            if isinstance(where, Park):
+            async with asyncio.timeout(park.within_s):
                 await bell.wait()
-            else:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN_S):
-                        await bell.wait()
+        except TimeoutError:
+            return False
+        else:
+            return True
         finally:
             self.gauges.parked -= 1
 
     def _wake_once(self, route: Route) -> None:
-        key = (route.agent, route.generation)
-        if key in self._waking:
+        if route.agent in self._waking:
             return
-        self._waking.add(key)
+        self._waking.add(route.agent)
 
         async def wake() -> None:
-            try:
-                await self._wake(route)
-            finally:
-                self._waking.discard(key)
+            if not await self._wake(route):
+                self._waking.discard(route.agent)  # the next call may ask again
 
         self._tasks.create_task(wake(), name=f"wake {route.authority}")
 
@@ -302,6 +318,7 @@ class Relay:
 
     def _fence(self, agent: str, route: Route | None) -> None:
         """Cut what leads to an instance that is not the live one; one that drains may finish its calls."""
+        self._waking.discard(agent)
         for pipe, generation in tuple(self._pipes.get(agent, {}).items()):
             if not _may_go_on(route, generation):
                 pipe.cut()

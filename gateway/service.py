@@ -62,7 +62,7 @@ class Gateway:
         self.activator = Activator(
             identity=identity,
             issue=self.factory.issue,
-            reachable=self._reachable,
+            reachable=lambda name: self.relay.reachable(name),
             state=options.state,
             traffic=traffic,
         )
@@ -102,10 +102,6 @@ class Gateway:
         """Registry read and the first document applied. A factory that is gone later takes nothing back."""
         self._applied_once = self._applied_once or bool(self.publisher.applied)
         return self.registry.synced.is_set() and self._applied_once
-
-    def _reachable(self, authority: str) -> bool:
-        route = self.registry.find(authority)
-        return self.publisher.routed(authority) if route is None else route.serving
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; Traefik goes first, so that what it carries can finish through us."""

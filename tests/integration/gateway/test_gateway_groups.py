@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from hyperfactory.v1 import types_pb2
+from hyperfactory.v1 import agent_service_pb2, types_pb2
 from tests.integration.gateway.parts import Stage, describe, describe_retrying, stream
 from wire.identity import certificate_der, part_spiffe
 
@@ -23,7 +23,8 @@ async def test_calls_on_one_channel_go_round_the_members(stage: Stage) -> None:
     await describe_retrying(stub)
     await _all_members_routed(stage)
     answered = Counter([(await describe(stub)).agent for _ in range(30)])
-    assert answered == Counter({f"id-{name}": 10 for name in NAMES})
+    assert set(answered) == {f"id-{name}" for name in NAMES}
+    assert max(answered.values()) - min(answered.values()) <= 2  # the newest document may begin a round anew
     # The agent sees the gateway, which passes the caller's certificate on.
     assert services[0].callers[-1]["peer_spiffe_id"] == [part_spiffe("gateway").encode()]
     passed = urllib.parse.unquote(services[0].metadata[-1]["x-forwarded-tls-client-cert"])
@@ -42,8 +43,6 @@ async def test_caller_cannot_pass_another_certificate_for_his_own(stage: Stage) 
     stub = stage.stub("coder")
     await describe_retrying(stub)
     header = "x-forwarded-tls-client-cert"
-    from hyperfactory.v1 import agent_service_pb2
-
     await stub.Describe(agent_service_pb2.DescribeRequest(), timeout=5, metadata=((header, "forged"),))
     assert "forged" not in service.metadata[-1][header]
     with pytest.raises(grpc.aio.AioRpcError):

@@ -66,7 +66,7 @@ async def test_new_generation_cuts_the_streams_of_the_old(stage: Stage) -> None:
         agent.generation = 2
         await stage.serve_agent(agent)
         stage.registry.put(agent)
-        await stage.gateway.figure_is("fenced_connections", 1)
+        await stage.gateway.figure_is("fenced_connections_total", 1)
         with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
             async with asyncio.timeout(5):
                 while True:
@@ -106,7 +106,7 @@ async def test_busy_and_ready_are_one_to_a_stream(stage: Stage) -> None:
         other, _ = await stage.ready_agent("other")
         await describe(stage.stub(other.name))  # the registry's news have passed the gateway by now
         assert (await ping()).attached
-    assert await stage.gateway.figure("fenced_connections") == 0
+    assert await stage.gateway.figure("fenced_connections_total") == 0
 
 
 async def test_call_that_waited_in_vain_is_unavailable(stage: Stage) -> None:
