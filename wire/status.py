@@ -17,10 +17,11 @@ from wire.errors import FactoryError, FieldViolation
 DOMAIN: Final = "hyperfactory.v1"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# Details travel in trailers, and a peer accepts about 8 KiB of those by default.
-MESSAGE_MAX_CHARS: Final = 1024
+# Message and details travel in trailers (escaped, or in base64), and a peer takes 8 KiB of those in all.
+MESSAGE_MAX_BYTES: Final = 512
+DETAILS_MAX_BYTES: Final = 3072
+TEXT_MAX_CHARS: Final = 200
 VIOLATIONS_MAX: Final = 20
-METADATA_VALUE_MAX_CHARS: Final = 512
 
 CODES: Final[dict[type[FactoryError], grpc.StatusCode]] = {
     errors.Invalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -59,19 +60,25 @@ def code_of(error: FactoryError) -> grpc.StatusCode:
 
 
 def to_status(error: FactoryError) -> status_pb2.Status:
-    """The status of an error, with ErrorInfo always and the details its code calls for."""
-    details: list[Message] = [
+    """The status of an error, with ErrorInfo always and the details its code calls for, cut to what fits."""
+    status = status_pb2.Status(code=code_of(error).value[0], message=_shorten(error.message))
+    status.details.add().Pack(
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=DOMAIN,
-            metadata={key: value[:METADATA_VALUE_MAX_CHARS] for key, value in error.metadata.items()},
+            metadata={key: value[:TEXT_MAX_CHARS] for key, value in error.metadata.items()},
         )
-    ]
-    details += _details(error)
-    status = status_pb2.Status(code=code_of(error).value[0], message=error.message[:MESSAGE_MAX_CHARS])
-    for detail in details:
-        status.details.add().Pack(detail)
+    )
+    for detail in _details(error):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        if status.ByteSize() + packed.ByteSize() <= DETAILS_MAX_BYTES:
+            status.details.append(packed)
     return status
+
+
+def _shorten(text: str) -> str:
+    return text.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
 
 
 def _details(error: FactoryError) -> list[Message]:
@@ -83,17 +90,17 @@ def _details(error: FactoryError) -> list[Message]:
                 error_details_pb2.ResourceInfo(
                     resource_type=error.resource_type,
                     resource_name=error.resource_name,
-                    description=error.message[:MESSAGE_MAX_CHARS],
+                    description=error.message[:TEXT_MAX_CHARS],
                 )
             ]
         case errors.Refused():
             violation = error_details_pb2.PreconditionFailure.Violation(
-                type=error.reason, description=error.message[:MESSAGE_MAX_CHARS]
+                type=error.reason, description=error.message[:TEXT_MAX_CHARS]
             )
             return [error_details_pb2.PreconditionFailure(violations=[violation])]
         case errors.Exhausted():
             quota = error_details_pb2.QuotaFailure.Violation(
-                subject=error.quota, description=error.message[:MESSAGE_MAX_CHARS]
+                subject=error.quota, description=error.message[:TEXT_MAX_CHARS]
             )
             return [error_details_pb2.QuotaFailure(violations=[quota]), _retry(error.retry_after_s)]
         case errors.Unavailable():
@@ -103,14 +110,18 @@ def _details(error: FactoryError) -> list[Message]:
 
 
 def _bad_request(error: errors.Invalid) -> error_details_pb2.BadRequest:
-    return error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(
-                field=violation.field[:200], description=violation.description[:200], reason=violation.reason
-            )
-            for violation in error.violations[:VIOLATIONS_MAX]
-        ]
-    )
+    """As many violations as fit: one is enough to go on with."""
+    bad = error_details_pb2.BadRequest()
+    for violation in error.violations[:VIOLATIONS_MAX]:
+        entry = bad.field_violations.add(
+            field=violation.field[:TEXT_MAX_CHARS],
+            description=violation.description[:TEXT_MAX_CHARS],
+            reason=violation.reason[:TEXT_MAX_CHARS],
+        )
+        if bad.ByteSize() > DETAILS_MAX_BYTES // 2:
+            bad.field_violations.remove(entry)
+            break
+    return bad
 
 
 def _retry(after_s: float) -> error_details_pb2.RetryInfo:
