@@ -6,6 +6,7 @@ import base64
 
 from factory_cli import crews
 from factory_cli.client import ASSEMBLE_WITHIN_S, CALL_WITHIN_S, Client
+from factory_cli.failures import CommandFailedError, Exit
 from factory_cli.output import Output, enum_name
 from factory_cli.requests import PAGE_SIZE, duration, new_id, pages
 from hyperfactory.v1 import factory_service_pb2, types_pb2
@@ -29,9 +30,15 @@ async def list_(client: Client, out: Output, crew: str, filter_: str) -> None:
     crews.members(out, found)
 
 
-async def get(client: Client, out: Output, reference: str) -> None:
-    """Print one agent."""
-    _show(out, await client.agent(await client.agent_id(reference)))
+async def get(client: Client, out: Output, reference: str, *, pid: bool) -> None:
+    """Print one agent, or only its process."""
+    agent = await client.agent(await client.agent_id(reference))
+    if not pid:
+        _show(out, agent)
+    elif agent.instance.host_pid:
+        out.document(agent.instance.host_pid)
+    else:
+        raise CommandFailedError(f"agent '{reference}' has no process on this host", Exit.PRECONDITION)
 
 
 async def logs(client: Client, out: Output, reference: str, *, follow: bool, tail_bytes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -31,23 +31,25 @@ class Watch:
     types: tuple[str, ...] = ()
     count: int = 0
     """Stop after so many events; 0: never."""
+    idle_s: float = 0.0
+    """Stop when no event came for so long; 0: never."""
 
     async def run(self, client: Client, out: Output) -> None:
         """Print events until told to stop."""
         crew = self.crew if self.crew == "-" else await client.crew_id(self.crew)
-        watch = Watch(crew, self.cursor, self.from_latest, self.types)
-        narrator, left = Narrator(), self.count
-        async for response in events_of(client, watch):
-            _say_control(out, response)
-            for event in response.events:
-                if out.as_json:
-                    out.line(event)
-                else:
-                    out.text(narrator.tell(event))
-                left -= 1
-                if left == 0:
-                    out.note(f"cursor: {response.cursor}")
-                    return
+        told = Told(out, left=self.count)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.idle_s or None) as limit:
+                async for response in events_of(client, replace(self, crew=crew)):
+                    told.tell(response)
+                    if self.count and not told.left:
+                        break
+                    if self.idle_s and response.events:
+                        limit.reschedule(loop.time() + self.idle_s)
+        except TimeoutError:
+            pass  # nothing came for as long as was asked
+        out.note(f"cursor: {told.cursor}")
 
     def request(self, cursor: str) -> crew_service_pb2.WatchCrewRequest:
         """Write the request that continues after `cursor`."""
@@ -57,6 +59,29 @@ class Watch:
             filter=crew_service_pb2.EventFilter(types=[_event_type(name) for name in self.types]),
             from_latest=self.from_latest and not cursor,
         )
+
+
+@dataclass(slots=True)
+class Told:
+    """What was printed so far."""
+
+    out: Output
+    left: int
+    cursor: str = ""
+    narrator: Narrator = field(default_factory=Narrator)
+
+    def tell(self, response: crew_service_pb2.WatchCrewResponse) -> None:
+        """Print a response's events, but no more than are left."""
+        if not 0 < self.left < len(response.events):  # else a resume must bring the rest of this response
+            self.cursor = response.cursor or self.cursor
+        if response.WhichOneof("control") == "gap":
+            self.out.note(f"{response.gap.skipped} events were skipped")
+        for event in response.events[: self.left or None]:
+            if self.out.as_json:
+                self.out.line(event)
+            else:
+                self.out.text(self.narrator.tell(event))
+            self.left = max(0, self.left - 1)
 
 
 async def events_of(client: Client, watch: Watch) -> AsyncIterator[crew_service_pb2.WatchCrewResponse]:
@@ -72,11 +97,6 @@ async def events_of(client: Client, watch: Watch) -> AsyncIterator[crew_service_
             if error.code() is not grpc.StatusCode.UNAVAILABLE or failures > RECONNECT_ATTEMPTS:
                 raise
         await asyncio.sleep(min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2**failures))
-
-
-def _say_control(out: Output, response: crew_service_pb2.WatchCrewResponse) -> None:
-    if response.WhichOneof("control") == "gap":
-        out.note(f"{response.gap.skipped} events were skipped")
 
 
 def _event_type(name: str) -> events_pb2.EventType.ValueType:

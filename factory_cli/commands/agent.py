@@ -25,11 +25,17 @@ def list_(
 
 
 @app.command()
-def get(context: typer.Context, agent: AgentRef) -> None:
+def get(
+    context: typer.Context,
+    agent: AgentRef,
+    pid: Annotated[
+        bool, typer.Option("--pid", help="Print only its process, as this host numbers it.")
+    ] = False,
+) -> None:
     """Show one agent."""
     from factory_cli import agents
 
-    with_client(context, lambda client, out: agents.get(client, out, agent))
+    with_client(context, lambda client, out: agents.get(client, out, agent, pid=pid))
 
 
 @app.command()

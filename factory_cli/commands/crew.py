@@ -82,11 +82,14 @@ def watch(
     from_latest: Annotated[bool, typer.Option("--from-latest", help="Only what comes from now on.")] = False,
     types: Annotated[list[str] | None, typer.Option("--type", help="Only this type, as agent_state.")] = None,
     count: Annotated[int, typer.Option(min=0, help="Stop after so many events; 0: go on for ever.")] = 0,
+    idle: Annotated[float, typer.Option(min=0, help="Stop when none came for so many seconds.")] = 0.0,
 ) -> None:
     """Print events as they happen; a broken stream is taken up where it ended."""
     from factory_cli import watching
 
-    verb = watching.Watch(crew, cursor=cursor, from_latest=from_latest, types=tuple(types or ()), count=count)
+    verb = watching.Watch(
+        crew, cursor=cursor, from_latest=from_latest, types=tuple(types or ()), count=count, idle_s=idle
+    )
     with_client(context, verb.run)
 
 

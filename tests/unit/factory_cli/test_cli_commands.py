@@ -79,6 +79,18 @@ async def test_a_watch_that_is_cut_goes_on_without_a_gap_or_a_double(cli, crews)
     assert "cursor: 5" in ended.err
 
 
+async def test_a_watch_ends_when_nothing_comes(cli, crews):
+    await cli("crew", "assemble", "-", stdin=MANIFEST)
+    crews.tell("c1", signal={"signal": "GO", "targets": 2})
+    ended = await cli("crew", "watch", "hello", "--idle", "0.3")
+    assert ended.code == Exit.OK
+    assert [line.split(maxsplit=2)[2] for line in ended.out.splitlines()] == [
+        "crew         READY",
+        "crew         signal GO to 2 agents",
+    ]
+    assert "cursor: 2" in ended.err
+
+
 async def test_a_task_prints_progress_and_its_output(cli, crews):
     await cli("crew", "assemble", "-", stdin=MANIFEST)
     ended = await cli("task", "run", "c1", "--agent", "planner", "--input", '{"a": [1, null]}')

@@ -1,0 +1,89 @@
+"""The commands against the whole product."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stack_process import Shell, stack
+
+HELLO = "examples/crews/hello.json"
+pytestmark = [pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.fixture(scope="module")
+async def run(tmp_path_factory) -> AsyncIterator[Shell]:
+    place = tmp_path_factory.mktemp("cli")
+    async with stack(place / "h", place / "bin") as shell:
+        yield shell
+
+
+async def document(run: Shell, line: str):
+    """Run a command that must succeed; the one document it prints."""
+    ended = await run(f"hyperfactory --json {line}")
+    assert ended.code == 0, f"{line}\n{ended.out}{ended.err}"
+    return json.loads(ended.out)
+
+
+async def lines(run: Shell, line: str):
+    """Run a streaming command that must succeed; the documents it prints."""
+    ended = await run(f"hyperfactory --json {line}")
+    assert ended.code == 0, f"{line}\n{ended.out}{ended.err}"
+    return [json.loads(text) for text in ended.out.splitlines()]
+
+
+@pytest.fixture
+async def crew(run) -> AsyncIterator[str]:
+    crew_id = (await document(run, f"crew assemble {HELLO}"))["crew"]["id"]
+    yield crew_id
+    await document(run, f"crew disband {crew_id}")
+    leaks = await document(run, "check-leaks")
+    assert leaks["total"] == 0, leaks
+
+
+async def test_a_crew_assembles_and_every_member_is_listed(run, crew):
+    found = await document(run, f"crew get {crew}")
+    assert found["state"] == "CREW_STATE_READY"
+    names = sorted(agent["name"] for agent in found["agents"])
+    assert names == ["coder-1", "coder-2", "planner", "reviewer"]
+    listed = await document(run, f"agent list --crew {crew}")
+    assert sorted(agent["name"] for agent in listed["agents"]) == names
+
+
+async def test_a_signal_reaches_everybody_once(run, crew):
+    stream = await lines(run, f"crew broadcast {crew} MISSION_START --payload '{{\"n\": 1}}'")
+    receipts = [receipt for response in stream for receipt in response["receipts"]]
+    assert sorted(receipt["name"] for receipt in receipts) == ["coder-1", "coder-2", "planner", "reviewer"]
+    assert {receipt["stage"] for receipt in receipts} == {"RECEIPT_STAGE_ACKED"}
+    assert stream[-1]["completed"]["targets"] == 4
+
+
+async def test_a_mission_is_split_run_and_approved(run, crew):
+    task = '{"mission": "count primes", "numbers": 10000}'
+    stream = await lines(run, f"task run {crew} --group planner --input '{task}'")
+    output = stream[-1]["result"]["output"]
+    assert (output["primes"], output["approved"]) == (1229, True)
+    verdict = await document(run, f"context get {crew} review")
+    assert verdict["value"]["approved"] is True
+
+
+async def test_a_killed_member_comes_back_with_the_next_generation(run, crew):
+    before = await document(run, f"agent get {crew}/coder-1")
+    os.kill(int(before["instance"]["hostPid"]), signal.SIGKILL)
+    events = await lines(run, f"crew watch {crew} --type agent_state --idle 2")
+    healed = [
+        e["agentStep"]
+        for e in events
+        if e["agent"] == before["id"] and e["agentStep"]["to"].endswith("_READY")
+    ]
+    assert [int(step["generation"]) for step in healed] == [1, 2]
+    after = await document(run, f"agent get {crew}/coder-1")
+    assert (after["id"], int(after["generation"])) == (before["id"], 2)
