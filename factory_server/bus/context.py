@@ -27,9 +27,7 @@ def _encode(value: str | None, version: int) -> str:
     return f'{{"n": {version}}}' if value is None else f'{{"v": {value}, "n": {version}}}'
 
 
-async def put(
-    redis: Any, crew: str, key: str, value: str | None, actor: str, if_version: int | None
-) -> int:
+async def put(redis: Any, crew: str, key: str, value: str | None, actor: str, if_version: int | None) -> int:
     """Set or remove a key under optimistic locking; its new version."""
     name = keys.context(crew)
     for _ in range(ATTEMPTS_MAX):

@@ -1,0 +1,248 @@
+"""Compose a factory process: adapters, use cases, servicers; run it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import uvloop
+
+from factory_server import config
+from factory_server.api.crews import CrewServicer, CrewUses
+from factory_server.api.encode import Encoder
+from factory_server.api.factory import FactoryFacts, FactoryServicer
+from factory_server.api.profiles import ProfileServicer
+from factory_server.api.registry import RegistryUses
+from factory_server.api.server import Servicers, build_server
+from factory_server.bus import RedisBus
+from factory_server.core.cursor import CursorCodec
+from factory_server.core.errors import FactoryError
+from factory_server.core.sandbox import Driver
+from factory_server.drivers import open_driver
+from factory_server.drivers.line import GrpcLine
+from factory_server.identity.agents import AgentIdentities
+from factory_server.identity.ca import PART_TTL_S, CertificateAuthority
+from factory_server.identity.directory import IdentityDirectory
+from factory_server.identity.mint import TokenMint
+from factory_server.services import profiles
+from factory_server.services.audit import AuditLog
+from factory_server.services.broadcast import Broadcasts
+from factory_server.services.doorbells import Doorbells
+from factory_server.services.parts import Parts
+from factory_server.services.reconciler import Reconciler
+from factory_server.services.registry import RegistryFeed
+from factory_server.services.renewal import Renewal
+from factory_server.services.sessions import Sessions
+from factory_server.services.tasks import Tasks
+from factory_server.services.watch import Feed
+from factory_server.store import PostgresStore
+from factory_server.store.pool import Changed
+from wire.channels import server_credentials
+from wire.health import HealthServicer
+from wire.identity import Identity, part_spiffe
+from wire.logs import configure
+from wire.metrics import RpcMetrics, serve_metrics
+from wire.tokens import TokenVerifier
+
+log = logging.getLogger("factory")
+
+DRAIN_S = 3.0
+BASE = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """The CA, the mint and the directories of this home."""
+
+    ca: CertificateAuthority
+    mint: TokenMint
+    directory: IdentityDirectory
+
+    def certify_gateway(self, dns_name: str) -> tuple[Identity, datetime]:
+        """A certificate of the gateway's for this name."""
+        identity = self.ca.issue(part_spiffe("gateway"), [dns_name], ttl_s=PART_TTL_S)
+        return identity, datetime.now(UTC) + timedelta(seconds=PART_TTL_S)
+
+
+def open_identities(settings: config.Config) -> Identities:
+    """Open (or make) what identities need, and bring the directories up to date."""
+    pki = settings.home / "pki"
+    ca = CertificateAuthority.open(pki / "ca")
+    mint = TokenMint.open(pki / "tokens")
+    directory = IdentityDirectory(pki, ca, mint)
+    directory.renew()
+    return Identities(ca, mint, directory)
+
+
+class Factory:
+    """One factory process, composed. `lanes` run in the caller's TaskGroup."""
+
+    def __init__(self, settings: config.Config, parts: Parts, store: PostgresStore, who: Identities) -> None:
+        self.settings = settings
+        self.parts = parts
+        self.who = who
+        self.draining = asyncio.Event()
+        self.health = HealthServicer()
+        self.sessions = Sessions(parts.open_line)
+        self.broadcasts = Broadcasts(parts, self.sessions)
+        self.tasks = Tasks(parts, self.sessions)
+        self.reconciler = Reconciler(parts, self.sessions)
+        self.reconciler.settle = self._settle
+        self.registry = RegistryFeed(parts)
+        self.audit = AuditLog(parts)
+        self.doorbells = Doorbells(parts, self.reconciler)
+        self.renewal = Renewal(parts, self.sessions, self.registry)
+        store.on_commit = self._committed
+
+    def _committed(self, changed: Changed) -> None:
+        self.doorbells.committed(list(changed.crews), changed.agents)
+
+    async def _settle(self, crew: str) -> None:
+        await self.broadcasts.settle(crew)
+        await self.tasks.settle(crew)
+
+    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Start every lane."""
+        lanes = {
+            "reconciler": self.reconciler.run(),
+            "registry": self.registry.run(),
+            "broadcasts": self.broadcasts.run(),
+            "tasks": self.tasks.run(),
+            "audit": self.audit.run(),
+            "doorbells": self.doorbells.run(),
+            "renewal": self.renewal.run(),
+            "identities": self.who.directory.run(),
+        }
+        return [group.create_task(lane, name=name) for name, lane in lanes.items()]
+
+    async def serve(self) -> Any:
+        """The gRPC server, listening."""
+        codec = CursorCodec(await self.parts.store.secret("cursors"))
+        encoder = Encoder(self.settings.gateway)
+        probe = await self.parts.driver.probe()
+        facts = FactoryFacts(
+            _version(), self.settings.gateway, probe, self.who.mint, self.who.certify_gateway
+        )
+        registry = RegistryUses(self.parts, self.reconciler, self.registry, encoder, codec, self.draining)
+        crews = CrewUses(
+            self.parts,
+            self.reconciler,
+            self.broadcasts,
+            self.tasks,
+            Feed(self.parts),
+            encoder,
+            codec,
+            self.draining,
+        )
+        servicers = Servicers(
+            CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard
+            FactoryServicer(registry, facts),  # type: ignore[abstract]  # planned methods likewise
+            ProfileServicer(self.parts, codec),
+            self.health,
+        )
+        verifier = TokenVerifier(self.who.mint.jwks)
+        server = build_server(servicers, verifier, self.audit, self.registry, RpcMetrics())
+        credentials = server_credentials(self.who.directory.file("factory").current)
+        server.add_secure_port(self.settings.listen, credentials)
+        await server.start()
+        return server
+
+
+def _version() -> str:
+    try:
+        return version("hyper-agent-factory")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+@asynccontextmanager
+async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[tuple[Parts, PostgresStore]]:
+    """Open the adapters, and let go of them at the end; instances live on."""
+    store = PostgresStore(settings.database_url)
+    await store.open()
+    driver = _driver(settings)
+    try:
+        await driver.start()
+        bus = RedisBus(settings.bus_url, secret=await store.secret("bus"))
+        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        identities = AgentIdentities(who.ca, who.mint)
+        try:
+            yield Parts(store, bus, driver, identities, GrpcLine, owner), store
+        finally:
+            await bus.close()
+    finally:
+        await driver.close()
+        await store.close()
+
+
+def _driver(settings: config.Config) -> Driver:
+    return open_driver(settings.driver, settings.home / "sandboxes", factory=settings.home.name)
+
+
+async def run(settings: config.Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    who = open_identities(settings)
+    ready = False
+    metrics = await serve_metrics(settings.metrics, lambda: ready and not stop.is_set())
+    async with metrics, open_parts(settings, who) as (parts, store):
+        factory = Factory(settings, parts, store, who)
+        await profiles.ensure_built_in(parts)
+        await _ensure_pool(parts, settings)
+        async with asyncio.TaskGroup() as group:
+            lanes = factory.start(group)
+            await factory.reconciler.ready.wait()
+            server = await factory.serve()
+            factory.health.set_all(True)
+            ready = True
+            log.info("ready", extra={"action": "ready", "listen": settings.listen, "owner": parts.owner})
+            await stop.wait()
+            log.info("draining", extra={"action": "draining"})
+            factory.health.set_all(False)
+            factory.draining.set()
+            await server.stop(DRAIN_S)
+            for lane in lanes:
+                lane.cancel()
+        with contextlib.suppress(FactoryError):
+            await parts.store.release_crews(parts.owner)
+
+
+async def _ensure_pool(parts: Parts, settings: config.Config) -> None:
+    if not any(pool.base == BASE for pool in await parts.store.get_pools()):
+        await parts.store.set_pool(BASE, settings.pool, None, "factory")
+
+
+async def terminate(settings: config.Config) -> None:
+    """End every sandbox of this home, whoever owns it."""
+    driver = _driver(settings)
+    await driver.start()
+    for sandbox in await driver.list():
+        await driver.destroy(sandbox.instance)
+    end = getattr(driver, "terminate", None)
+    await (end() if end is not None else driver.close())
+
+
+def main() -> None:
+    """The program."""
+    settings = config.parse(sys.argv[1:])
+    configure("factory")
+    uvloop.run(terminate(settings) if settings.terminate else run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What a factory process is told on its command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory_server.drivers import KINDS
+
+POOL_TARGET = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one process. `pool` is the warm pool's first size; later ones are kept in the store."""
+
+    home: Path
+    database_url: str
+    bus_url: str
+    listen: str
+    gateway: str
+    metrics: str
+    driver: str
+    pool: int
+    terminate: bool
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Read the command line; argparse tells what is wrong and exits with 2."""
+    parser = argparse.ArgumentParser("factory_server", description="Run a Hyper Agent Factory server.")
+    parser.add_argument("--home", type=Path, required=True, help="directory for PKI and sandboxes")
+    parser.add_argument("--database-url", required=True, help="PostgreSQL 15 or newer")
+    parser.add_argument("--bus-url", required=True, help="Redis 7 or Valkey, with an admin's credentials")
+    parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port of the gRPC server (mTLS)")
+    parser.add_argument(
+        "--gateway", default="127.0.0.1:8443", help="host:port of the gateway, as told to clients"
+    )
+    parser.add_argument("--metrics", default="127.0.0.1:0", help="host:port of /metrics and /readyz")
+    parser.add_argument("--driver", default="auto", choices=KINDS, help="what makes sandboxes")
+    parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
+    parser.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
+    return Config(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,66 @@
+"""Carry rings between replicas: what commits here is rung on the bus, what is rung there wakes waiters here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from factory_server.core.errors import FactoryError
+from factory_server.services.hub import REGISTRY, Hub
+from factory_server.services.parts import Parts
+from factory_server.services.reconciler import Reconciler
+from factory_server.services.watch import ALL
+
+log = logging.getLogger("factory.doorbells")
+
+PENDING_MAX = 10_000
+
+
+class Doorbells:
+    """Hints only: a lost ring costs a poll's time. `run` must be a task of the owner's."""
+
+    def __init__(self, parts: Parts, reconciler: Reconciler) -> None:
+        self._parts = parts
+        self._reconciler = reconciler
+        self._pending: set[str] = set()
+        self._wake = asyncio.Event()
+
+    def committed(self, crews: list[str], agents: bool) -> None:
+        """A commit of this process changed these crews (and agents)."""
+        ring_here(self._parts.hub, self._reconciler, crews, agents)
+        if len(self._pending) < PENDING_MAX:
+            self._pending.update(crews)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Ring outwards and listen inwards until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._outwards(), name="doorbells out")
+            group.create_task(self._inwards(), name="doorbells in")
+
+    async def _outwards(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            crews, self._pending = self._pending, set()
+            try:
+                await self._parts.bus.ring(f"{self._parts.owner} {' '.join(sorted(crews))}")
+            except FactoryError as error:
+                log.debug("doorbell is silent", extra={"error": str(error)})
+
+    async def _inwards(self) -> None:
+        async for topic in self._parts.bus.doorbells():
+            owner, *crews = topic.split(" ")
+            if owner != self._parts.owner:
+                ring_here(self._parts.hub, self._reconciler, crews, True)
+
+
+def ring_here(hub: Hub, reconciler: Reconciler, crews: list[str], agents: bool) -> None:
+    """Wake who waits in this process."""
+    for crew in crews:
+        hub.ring(crew)
+        reconciler.kick(crew)
+    if crews:
+        hub.ring(ALL)
+    if agents:
+        hub.ring(REGISTRY)

@@ -1,0 +1,215 @@
+"""Plan what steps do to agents: from rows under lock to rows, events and instances. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from factory_server.core import ids
+from factory_server.core.lifecycle import NEW_GENERATION, AgentEvent, AgentState, advance
+from factory_server.core.model import AgentRow, InstanceRow, InstanceState, SandboxFact, Step
+from factory_server.store.encode import text
+from hyperfactory.v1 import types_pb2
+
+BUDGET_WINDOW_S = 600.0
+"""Replacements are counted within 10 minutes."""
+DEFAULT_BASE = "python"
+
+E = AgentEvent
+ENDS_INSTANCE = NEW_GENERATION | {E.DRAINED, E.GAVE_UP, E.TTL_EXPIRED}
+KEEPS_LEASE = frozenset({E.TASK_ASSIGNED, E.SHUTDOWN})
+"""A draining agent still works on its task: its holder must be known until the drain is over."""
+WARM_CLAIM = "WarmClaim"
+
+Fence = tuple[str, int]
+"""An agent in one generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One row of the table, carried out on one agent. `before` is None for an agent that is being made."""
+
+    before: AgentRow | None
+    event: AgentEvent
+    after: AgentRow
+    actor: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What some steps come to."""
+
+    moves: list[Move] = field(default_factory=list)
+    outcomes: list[str | None] = field(default_factory=list)
+    """One for each step: the agent's id, or None where the step lost."""
+    agents: dict[str, AgentRow] = field(default_factory=dict)
+    wanted: dict[Fence, str] = field(default_factory=dict)
+    """Generations that need an instance, and of which base."""
+    sandboxes: list[tuple[Fence, SandboxFact]] = field(default_factory=list)
+    directs: list[tuple[Fence, str]] = field(default_factory=list)
+    ended: list[Fence] = field(default_factory=list)
+    """Fences up to which instances become DYING."""
+
+
+def plan(
+    agents: Iterable[AgentRow], steps: Sequence[Step], now: datetime, claimed: Mapping[Fence, InstanceRow]
+) -> Plan:
+    """Carry out steps on rows; `claimed` are warm instances for generations that are made here."""
+    made = Plan(agents={agent.id: agent for agent in agents})
+    for step in steps:
+        before = made.agents.get(step.agent)
+        if before is None or not _fits(before, step):
+            made.outcomes.append(None)
+            continue
+        _carry_out(made, before, step, now)
+        made.outcomes.append(step.agent)
+        if step.event in NEW_GENERATION:
+            begin(made, made.agents[step.agent], now, claimed, step.actor)
+    return made
+
+
+def begin(
+    made: Plan, agent: AgentRow, now: datetime, claimed: Mapping[Fence, InstanceRow], actor: str
+) -> None:
+    """Give a new generation its instance: a warm one, or the wish for one."""
+    fence = (agent.id, agent.generation)
+    made.wanted[fence] = agent.spec.base or DEFAULT_BASE
+    instance = claimed.get(fence)
+    if instance is None:
+        made.agents[agent.id] = replace(agent, instance=intent(agent))
+        return
+    carried = replace(agent, instance=instance, warm=True)
+    made.agents[agent.id] = carried
+    target = advance(agent.state, E.INSTANCE_STARTED)
+    if target is not None:  # a woken agent is WARMING already
+        after = replace(carried, state=target, reason=WARM_CLAIM, message="", updated_at=now)
+        made.agents[agent.id] = after
+        made.moves.append(Move(agent, E.INSTANCE_STARTED, after, actor))
+
+
+def intent(agent: AgentRow) -> InstanceRow:
+    """The wish for an instance, named so that every attempt makes the same one."""
+    return InstanceRow(
+        id=ids.instance_id(agent.uid, agent.generation),
+        base=agent.spec.base or DEFAULT_BASE,
+        state=InstanceState.STARTING,
+        agent=agent.id,
+        generation=agent.generation,
+    )
+
+
+def rounds(moves: Sequence[Move]) -> list[list[Move]]:
+    """Split moves so that no agent moves twice in one round; the order of each agent's moves stays."""
+    made: list[list[Move]] = []
+    count: dict[str, int] = {}
+    for move in moves:
+        place = count.get(move.after.id, 0)
+        count[move.after.id] = place + 1
+        if place == len(made):
+            made.append([])
+        made[place].append(move)
+    return made
+
+
+def base_of(spec: types_pb2.ProfileSpec) -> str:
+    """The base that carries a profile."""
+    return spec.base or DEFAULT_BASE
+
+
+def _fits(agent: AgentRow, step: Step) -> bool:
+    if agent.generation != step.generation or agent.state not in step.sources:
+        return False
+    if advance(agent.state, step.event) is None:
+        return False
+    if step.sandbox is None:
+        return True
+    # An instance that was given up meanwhile must not come back with its late answer.
+    return agent.instance is not None and agent.instance.id == step.sandbox.instance
+
+
+def _carry_out(made: Plan, before: AgentRow, step: Step, now: datetime) -> None:
+    after = _after(before, step, now)
+    fence = (before.id, before.generation)
+    if step.sandbox is not None:
+        made.sandboxes.append((fence, step.sandbox))
+    if step.direct is not None and after.instance is not None:
+        made.directs.append((fence, step.direct))
+    if step.event in ENDS_INSTANCE:
+        made.ended.append(fence)
+    made.agents[before.id] = after
+    made.moves.append(Move(before, step.event, after, step.actor))
+
+
+def _after(before: AgentRow, step: Step, now: datetime) -> AgentRow:
+    target = advance(before.state, step.event)
+    assert target is not None  # noqa: S101 - _fits said so
+    after = replace(
+        before, state=target, reason=text(step.reason), message=text(step.message), updated_at=now
+    )
+    if step.event not in KEEPS_LEASE:
+        after = replace(after, lease_holder="", lease_until=None)
+    if step.event is E.TASK_ASSIGNED:
+        until = now + timedelta(seconds=step.lease_s or 0.0)
+        after = replace(after, lease_holder=step.lease_holder or step.actor, lease_until=until)
+    if step.not_before_s is not None:
+        after = replace(after, not_before=now + timedelta(seconds=step.not_before_s))
+    return _with_instance(_with_event(after, step, now), step)
+
+
+def _with_event(agent: AgentRow, step: Step, now: datetime) -> AgentRow:
+    match step.event:
+        case E.HEALTH_OK:
+            return replace(agent, ready_at=now)
+        case E.SHUTDOWN:
+            return replace(agent, drain_until=now + timedelta(seconds=step.drain_s or 0.0))
+        case E.REPLACE:
+            return _next_generation(_count_replacement(agent, now))
+        case E.WAKE:
+            return _next_generation(agent)
+        case E.RETRY:
+            clean = replace(agent, replacements=0, replaced_since=None)
+            return _next_generation(
+                clean if step.not_before_s is not None else replace(clean, not_before=None)
+            )
+        case E.TTL_EXPIRED | E.GAVE_UP | E.DRAINED:
+            return replace(agent, instance=None, warm=False, ready_at=None)
+        case _:
+            return agent
+
+
+def _with_instance(agent: AgentRow, step: Step) -> AgentRow:
+    instance = agent.instance
+    if instance is None:
+        return agent
+    if (fact := step.sandbox) is not None:
+        instance = replace(
+            instance,
+            state=InstanceState.OWNED,
+            driver=fact.driver,
+            control=fact.control,
+            host_pid=fact.host_pid,
+            container_id=fact.container_id,
+        )
+    if step.direct is not None:
+        instance = replace(instance, direct=step.direct)
+    return replace(agent, instance=instance)
+
+
+def _next_generation(agent: AgentRow) -> AgentRow:
+    return replace(
+        agent,
+        generation=agent.generation + 1,
+        instance=None,
+        warm=False,
+        ready_at=None,
+        heartbeat_at=None,
+        misses=0,
+    )
+
+
+def _count_replacement(agent: AgentRow, now: datetime) -> AgentRow:
+    since = agent.replaced_since
+    if since is None or now - since >= timedelta(seconds=BUDGET_WINDOW_S):
+        return replace(agent, replacements=1, replaced_since=now)
+    return replace(agent, replacements=agent.replacements + 1)
