@@ -27,10 +27,12 @@ from agent_runtime.models import Model
 from agent_runtime.owner import TaskOwner
 from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
 from agent_runtime.signals import Inbox
-from agent_runtime.tasks import Gate, Progress, Report, Result, TaskRunner
-from agent_runtime.tools.registry import Outcome, Registry, Tool, may_write
+from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
+from agent_runtime.tools.registry import Outcome, Registry, Report, Tool, may_write
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import DeadlineExceeded, Denied, Exhausted, FactoryError, NotFound, Refused
+
+Pieces = AsyncGenerator[ChatPiece, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,7 @@ class AssumedAgent:
     def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
         return self.parts.registry.visible(writer=self._writer(scopes))
 
-    async def chat(
-        self, messages: Sequence[ChatTurn], scopes: frozenset[str]
-    ) -> AsyncGenerator[ChatPiece, None]:
+    async def chat(self, messages: Sequence[ChatTurn], scopes: frozenset[str]) -> Pieces:
         """Answer a conversation by the profile's own code, or by its model and tools."""
         if self._chats >= CHATS_MAX:
             raise Exhausted(f"cannot hold more than {CHATS_MAX} conversations at once", quota="chats")
@@ -210,9 +210,7 @@ class AssumedAgent:
         except Exception as error:
             raise self.parts.caller.failure(error) from error
 
-    async def _answer(
-        self, messages: Sequence[ChatTurn], scopes: frozenset[str]
-    ) -> AsyncGenerator[ChatPiece, None]:
+    async def _answer(self, messages: Sequence[ChatTurn], scopes: frozenset[str]) -> Pieces:
         if type(self.parts.code).chat is not Agent.chat:
             async for piece in self._own_answer(messages):
                 yield piece
@@ -225,7 +223,7 @@ class AssumedAgent:
             async for piece in pieces:
                 yield piece
 
-    async def _own_answer(self, messages: Sequence[ChatTurn]) -> AsyncGenerator[ChatPiece, None]:
+    async def _own_answer(self, messages: Sequence[ChatTurn]) -> Pieces:
         ended = False
         try:
             async for piece in self.parts.code.chat(messages):

@@ -114,16 +114,23 @@ class Bus:
         """A value of the shared context."""
         entries.check_key(key)
         name = self._context
-        return entries.versioned(await self._retried(lambda connection: connection.call("HGET", name, key)))
+        reply = await self._retried(lambda connection: connection.call("HGET", name, key))
+        return entries.stored(reply)[0]
 
     async def put(self, key: str, value: Any, *, if_version: int | None = None) -> int:
         """Write to the shared context and return the new version; `Refused` unless the version is as expected."""
+        return await self._write(key, entries.encode(value), if_version)
+
+    async def remove(self, key: str, *, if_version: int | None = None) -> int:
+        """Take a key out of the shared context; its version goes on rising."""
+        return await self._write(key, None, if_version)
+
+    async def _write(self, key: str, text: str | None, if_version: int | None) -> int:
         entries.check_key(key)
-        entries.encode(value)  # refuse what cannot be stored before anything is asked of the bus
         await self.ready()
         for attempt in range(CONTEXT_ATTEMPTS_MAX):
             async with self._connection() as connection:
-                version = await self._try_put(connection, key, value, if_version)
+                version = await self._try_write(connection, key, text, if_version)
             if version is not None:
                 return version
             await asyncio.sleep(random.random() * 0.002 * min(attempt + 1, 16))
@@ -136,13 +143,13 @@ class Bus:
             if key in ("", change.key):
                 yield change
 
-    async def _try_put(
-        self, connection: Connection, key: str, value: Any, if_version: int | None
+    async def _try_write(
+        self, connection: Connection, key: str, text: str | None, if_version: int | None
     ) -> int | None:
         """One optimistic attempt; None when another writer was first."""
         name = self._context
         _, found = await connection.pipeline([("WATCH", name), ("HGET", name, key)])
-        present = entries.versioned(found)
+        present, number = entries.stored(found)
         if if_version is not None and present.version != if_version:
             await connection.call("UNWATCH")
             raise Refused(
@@ -150,13 +157,12 @@ class Bus:
                 reason="VERSION_MISMATCH",
                 metadata={"version": str(present.version)},
             )
-        version = present.version + 1
-        text = entries.encode(value)
-        log = ("key", key, "value", text, "version", version, "actor", self._access.actor)
+        version = number + 1
+        log = ("key", key, "value", text or "", "version", version, "actor", self._access.actor)
         replies = await connection.pipeline(
             [
                 ("MULTI",),
-                ("HSET", name, key, f'{{"v": {text}, "n": {version}}}'),
+                ("HSET", name, key, entries.to_store(text, version)),
                 ("XADD", f"{name}log", "MAXLEN", "~", BUS_STREAM_MAX_ENTRIES, "*", *log),
                 ("EXEC",),
             ]

@@ -78,11 +78,21 @@ def change(entry: Reply) -> Change:
     return Change(found.get("key", ""), decode(found.get("value", "")), version, found.get("actor", ""))
 
 
-def versioned(reply: Reply) -> Versioned:
+def stored(reply: Reply) -> tuple[Versioned, int]:
+    """A context value as callers see it, and the version that the next write follows.
+
+    A removed key shows version 0 but keeps its number, so that versions never repeat.
+    """
     if reply is None:
-        return Versioned(None, 0)
+        return Versioned(None, 0), 0
     found = json.loads(text(reply))
-    return Versioned(found.get("v"), int(found["n"]))
+    number = int(found["n"])
+    return Versioned(found.get("v"), number if "v" in found else 0), number
+
+
+def to_store(value: str | None, version: int) -> str:
+    """A context value in the form that the factory's side of the bus shares."""
+    return f'{{"n": {version}}}' if value is None else f'{{"v": {value}, "n": {version}}}'
 
 
 def decode(text: str) -> Any:

@@ -1,0 +1,189 @@
+"""The factory's session: receipts for signals, repeats, order, rosters and renewed identities."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from hyperfactory.v1 import agent_service_pb2 as pb
+from hyperfactory.v1 import events_pb2
+from tests.integration.agent_runtime.agents import Blocking
+from tests.integration.agent_runtime.parts import Instance, World, reason_of, until
+
+AGENTS = "tests.integration.agent_runtime.agents"
+ACKED, REJECTED = events_pb2.RECEIPT_STAGE_ACKED, events_pb2.RECEIPT_STAGE_REJECTED
+
+
+async def attach(instance: Instance) -> Any:
+    session = instance.stub.Deliver()
+    assert (await session.read()).attached
+    return session
+
+
+def signal(broadcast: str, name: str = "GO") -> pb.DeliverRequest:
+    return pb.DeliverRequest(signal=pb.SignalDelivery(broadcast=broadcast, signal=name))
+
+
+async def receipts(session: Any, count: int) -> list[Any]:
+    """So many receipts, in the order they come, from however many batches."""
+    found: list[Any] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            found += (await session.read()).receipts
+    return found
+
+
+async def recorder(world: World) -> tuple[Instance, Any]:
+    instance = await world.agent("solo", spec={"entry_point": f"{AGENTS}:Recorder"})
+    return instance, instance.runtime.agent().parts.code
+
+
+async def test_signals_are_handled_in_order_and_acknowledged(world: World) -> None:
+    instance, code = await recorder(world)
+    session = await attach(instance)
+    for number in range(500):
+        await session.write(signal(f"b{number}", f"S{number}"))
+    found = await receipts(session, 500)
+    assert [receipt.broadcast for receipt in found] == [f"b{number}" for number in range(500)]
+    assert {receipt.stage for receipt in found} == {ACKED}
+    assert [name for name, _ in code.seen] == [f"S{number}" for number in range(500)]
+    session.cancel()
+
+
+async def test_a_repeat_is_acknowledged_again_and_not_handled_twice(world: World) -> None:
+    instance, code = await recorder(world)
+    session = await attach(instance)
+    await session.write(signal("b1", "REJECT"))
+    first = await receipts(session, 1)
+    session.cancel()
+    session = await attach(instance)
+    await session.write(signal("b1", "REJECT"))
+    assert await receipts(session, 1) == first
+    assert len(code.seen) == 1
+    session.cancel()
+
+
+async def test_a_rejection_says_why_and_a_defect_says_whose(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    await session.write(signal("b1", "REJECT"))
+    await session.write(signal("b2", "BREAK"))
+    refused, broken = await receipts(session, 2)
+    assert (refused.stage, refused.error.code, refused.error.message) == (REJECTED, 9, "not today")
+    assert (broken.stage, broken.error.code) == (REJECTED, 2)
+    session.cancel()
+
+
+async def test_a_signal_before_assume_is_rejected_and_can_be_sent_again(world: World) -> None:
+    instance = await world.instance()
+    session = await attach(instance)
+    await session.write(signal("b1"))
+    assert (await receipts(session, 1))[0].stage == REJECTED
+    await instance.stub.Assume(await world.request("solo"), timeout=10)
+    await session.write(signal("b1"))
+    assert (await receipts(session, 1))[0].stage == ACKED
+    session.cancel()
+
+
+async def test_a_newer_session_ends_the_older_and_takes_the_receipts(world: World) -> None:
+    instance, code = await recorder(world)
+    old = await attach(instance)
+    await old.write(signal("b1", "SLOW"))
+    await until(lambda: code.seen)
+    new = await attach(instance)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await old.read()
+    assert ended.value.code() is grpc.StatusCode.ABORTED
+    code.may_go_on.set()
+    assert [receipt.broadcast for receipt in await receipts(new, 1)] == ["b1"]
+    new.cancel()
+
+
+async def test_half_close_ends_the_session_after_its_receipts(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    await session.write(signal("b1"))
+    assert len(await receipts(session, 1)) == 1
+    await session.done_writing()
+    assert await session.read() is grpc.aio.EOF
+    assert await session.code() is grpc.StatusCode.OK
+
+
+async def test_a_blocking_handler_holds_up_neither_health_nor_rosters(world: World) -> None:
+    instance = await world.agent("solo", spec={"entry_point": f"{AGENTS}:Blocking"})
+    session = await attach(instance)
+    Blocking.release.clear()
+    try:
+        await session.write(signal("b1"))
+        await session.write(pb.DeliverRequest(roster=world.enlist("mate")))
+        roster = instance.runtime.agent().parts.context.roster
+        await until(lambda: roster.get("mate"))
+        assert await instance.serving()
+    finally:
+        Blocking.release.set()
+    assert (await receipts(session, 1))[0].stage == ACKED
+    session.cancel()
+
+
+async def test_an_older_roster_is_dropped(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    old = world.enlist("left")
+    del world.mates["left"]
+    await session.write(pb.DeliverRequest(roster=world.enlist("stays")))
+    await session.write(pb.DeliverRequest(roster=old))
+    await session.write(signal("b1"))
+    await receipts(session, 1)
+    roster = instance.runtime.agent().parts.context.roster
+    assert [mate.name for mate in roster] == ["solo", "stays"]
+    session.cancel()
+
+
+async def test_a_mate_of_an_older_generation_is_refused_from_the_roster_on(world: World) -> None:
+    instance, _ = await recorder(world)
+    stub = await world.dial("solo", world.agent_identity("mate", generation=1))
+    await stub.ListTools(pb.ListToolsRequest(), timeout=5)
+    session = await attach(instance)
+    await session.write(pb.DeliverRequest(roster=world.enlist("mate", generation=2)))
+    await session.write(signal("b1"))
+    await receipts(session, 1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.ListTools(pb.ListToolsRequest(), timeout=5)
+    assert (refused.value.code(), reason_of(refused.value)) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "STALE_GENERATION",
+    )
+    successor = await world.dial("solo", world.agent_identity("mate", generation=2))
+    await successor.ListTools(pb.ListToolsRequest(), timeout=5)
+    session.cancel()
+
+
+async def test_a_renewed_identity_serves_new_connections(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    renewed = world.identity_message("solo")
+    await session.write(pb.DeliverRequest(identity=renewed))
+    await session.write(signal("b1"))
+    await receipts(session, 1)
+    identity = instance.runtime.agent().parts.identity
+    assert identity.current().certificate_pem == renewed.certificate_pem
+    assert identity.current().token == renewed.token
+    stub = await world.dial("solo", world.agent_identity("mate"))
+    await stub.ListTools(pb.ListToolsRequest(), timeout=5)
+    session.cancel()
+
+
+async def test_keys_that_came_with_a_renewal_verify_new_tokens(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    world.mint.rotate()
+    await session.write(pb.DeliverRequest(identity=world.identity_message("solo")))
+    await session.write(signal("b1"))
+    await receipts(session, 1)
+    stub = await world.dial("solo", world.agent_identity("mate"))
+    await stub.ListTools(pb.ListToolsRequest(), timeout=5)
+    session.cancel()
