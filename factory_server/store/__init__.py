@@ -51,7 +51,8 @@ class PostgresStore(
         try:
             await self._db.within(OPEN_WITHIN_S, migrate(self._url, load()))
         except psycopg.Error as error:
-            translated = errors.translate(error)
+            if (translated := errors.translate(error)) is error:
+                raise
             raise translated from error
         await self._db.open()
 

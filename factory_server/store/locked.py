@@ -43,7 +43,7 @@ class LockedCrew:
 
     transaction: Transaction
     id: str
-    state: CrewState | None
+    state: CrewState
     wish_gone: bool
     failed: bool
     solo: bool
@@ -93,11 +93,9 @@ class LockedCrew:
     async def finish(self) -> None:
         """Derive the crew's state, write events and the crew's row, and see that everything went as planned."""
         before = self.state
-        self.state = crew_state(
-            before or CrewState.ASSEMBLING, self.wish_gone, self.failed, self.states.values(), self.min_ready
-        )
+        self.state = crew_state(before, self.wish_gone, self.failed, self.states.values(), self.min_ready)
         if before is not self.state:
-            self._describe(before)
+            self._describe()
             self.events.append(encode.crew_moved(before, self.state, self._actor, self.reason, self.message))
             if self.state is CrewState.READY and self.ready_at is None:
                 self.ready_at = self.now
@@ -124,14 +122,12 @@ class LockedCrew:
         else:
             self.states[move.after.id] = move.after.state
 
-    def _describe(self, before: CrewState | None) -> None:
+    def _describe(self) -> None:
         """Say why the crew moved: an end keeps the reason of the wish."""
         if self.state is CrewState.READY:
             self.reason, self.message = "MembersReady", ""
         elif self.state is CrewState.DEGRADED:
             self.reason, self.message = self._why
-        elif before is None:
-            self.reason, self.message = "Requested", ""
 
     async def _write_instances(self, plan: Plan) -> None:
         send = self.transaction.send
@@ -276,7 +272,7 @@ def _event(move: Move) -> events_pb2.Event:
 
 
 def _moved(move: Move) -> dict[str, Any]:
-    assert move.before is not None  # noqa: S101 - new agents are inserted, not moved
+    assert move.before is not None
     record = {name: getattr(move.after, name) for name in MOVED_FIELDS}
     for name in MOVED_TIMES:
         moment = getattr(move.after, name)

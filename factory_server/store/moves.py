@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from factory_server.core import ids
-from factory_server.core.lifecycle import NEW_GENERATION, AgentEvent, AgentState, advance
+from factory_server.core.lifecycle import NEW_GENERATION, AgentEvent, advance
 from factory_server.core.model import AgentRow, InstanceRow, InstanceState, SandboxFact, Step
 from factory_server.store.encode import text
 from hyperfactory.v1 import types_pb2
@@ -143,7 +143,7 @@ def _carry_out(made: Plan, before: AgentRow, step: Step, now: datetime) -> None:
 
 def _after(before: AgentRow, step: Step, now: datetime) -> AgentRow:
     target = advance(before.state, step.event)
-    assert target is not None  # noqa: S101 - _fits said so
+    assert target is not None
     after = replace(
         before, state=target, reason=text(step.reason), message=text(step.message), updated_at=now
     )

@@ -28,7 +28,6 @@ class Steps(Part):
             await locked.finish()
             rows = [None if agent is None else plan.agents[agent] for agent in plan.outcomes]
             results = [StepResult(step, row) for step, row in zip(steps, rows, strict=True)]
-            assert locked.state is not None  # noqa: S101 - it was read from the row
             return Stepped(results, locked.state, locked.last_sequence)
 
         return await self._db.run(body)

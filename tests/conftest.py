@@ -1,0 +1,30 @@
+"""Fixtures for every test: a real PostgreSQL, one server a session, one database a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support import postgres
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    """The session's server."""
+    with postgres.running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
+    """A migrated, empty database of this test's own."""
+    with postgres.database(postgres_server, postgres.TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+def blank_postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
+    """A database without any table."""
+    with postgres.database(postgres_server, "template0") as url:
+        yield url
