@@ -12,6 +12,7 @@ from pathlib import Path
 from embedded.paths import UnsafeDirectoryError
 from embedded.stack import AlreadyServedError, serve
 from embedded.supervisor import CannotStartError
+from wire import logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=Path(default), help="where everything is kept")
     parser.add_argument("--leave-sandboxes", action="store_true", help="stop the programs, not the agents")
     args = parser.parse_args(argv)
+    logs.configure("embedded")
     try:
         asyncio.run(serve(args.home, say=_say, destroy=not args.leave_sandboxes))
     except (AlreadyServedError, CannotStartError, UnsafeDirectoryError, OSError) as error:

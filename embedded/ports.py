@@ -20,7 +20,7 @@ def choose(home: Path, held: Collection[str] = ()) -> dict[str, int]:
     The names in `held` belong to programs that run and keep theirs.
     """
     file = home / "ports.json"
-    saved: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    saved = _saved(file)
     ports: dict[str, int] = {}
     for name in NAMES:
         port = saved.get(name)
@@ -37,6 +37,13 @@ def write_atomically(file: Path, text: str) -> None:
     fresh.touch(mode=0o600)
     fresh.write_text(text)
     fresh.replace(file)
+
+
+def _saved(file: Path) -> dict[str, int]:
+    try:
+        return {str(name): int(port) for name, port in json.loads(file.read_text()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}  # never chosen, or edited by hand into something else: choose anew
 
 
 def _fresh(taken: Collection[int]) -> int:

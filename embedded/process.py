@@ -19,6 +19,7 @@ from embedded import svcbox
 LOG_MAX_BYTES = 8 * 1024 * 1024
 """A log grows to this, then its newer half moves to `.1` and it begins again."""
 TAIL_BYTES = 2_000
+TAIL_LINES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,8 @@ def tail(command: Command) -> str:
     """Return the log's last lines, for a sentence that says why a start failed."""
     with contextlib.suppress(FileNotFoundError), command.log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        return file.read().decode(errors="replace").strip()
+        lines = file.read().decode(errors="replace").strip().splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
     return ""
 
 
