@@ -62,7 +62,7 @@ def open_channel(
     It follows renewals: new calls use the new certificate, calls in flight end on the old connection.
     """
     names = (("grpc.ssl_target_name_override", authority), ("grpc.default_authority", authority))
-    merged = (*CHANNEL_OPTIONS, *names, *options)
+    merged = _merged(CHANNEL_OPTIONS, names, options)
 
     def open_with(current: Identity) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(target, _credentials(current, identity), options=merged)
@@ -74,8 +74,13 @@ def open_control_channel(target: str, options: Options = ()) -> grpc.aio.Channel
     """A channel without TLS, for unix sockets that the file system protects."""
     if not target.startswith(("unix:", "unix-abstract:")):
         raise ValueError(f"cannot open a control channel to '{target}': only unix sockets go without TLS")
-    merged = (*CHANNEL_OPTIONS, ("grpc.default_authority", "localhost"), *options)
+    merged = _merged(CHANNEL_OPTIONS, (("grpc.default_authority", "localhost"),), options)
     return grpc.aio.insecure_channel(target, options=merged)
+
+
+def _merged(*layers: Options) -> Options:
+    """Later layers win; grpc itself would take the first of two settings with one name."""
+    return tuple({name: value for layer in layers for name, value in layer}.items())
 
 
 def server_credentials(identity: Callable[[], Identity]) -> grpc.ServerCredentials:

@@ -16,7 +16,11 @@ from factory_server.services.requests import key_of
 from hyperfactory.v1 import profile_service_pb2, types_pb2
 
 BUILT_IN = {
-    "generic": ("agent_runtime.profile:Agent", "coder", "Any agent: file tools, chat, memory."),
+    "generic": (
+        "agent_runtime.profiles.generic:Generic",
+        "coder",
+        "Any agent: file tools, chat, memory.",
+    ),
     "planner": (
         "agent_runtime.profiles.planner:Planner",
         "coder",
