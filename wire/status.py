@@ -20,7 +20,7 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 # Message and details travel in trailers (escaped, or in base64), and a peer takes 8 KiB of those in all.
 MESSAGE_MAX_BYTES: Final = 512
 DETAILS_MAX_BYTES: Final = 3072
-TEXT_MAX_CHARS: Final = 200
+TEXT_MAX_BYTES: Final = 200
 VIOLATIONS_MAX: Final = 20
 
 CODES: Final[dict[type[FactoryError], grpc.StatusCode]] = {
@@ -61,12 +61,12 @@ def code_of(error: FactoryError) -> grpc.StatusCode:
 
 def to_status(error: FactoryError) -> status_pb2.Status:
     """The status of an error, with ErrorInfo always and the details its code calls for, cut to what fits."""
-    status = status_pb2.Status(code=code_of(error).value[0], message=_shorten(error.message))
+    status = status_pb2.Status(code=code_of(error).value[0], message=_cut(error.message, MESSAGE_MAX_BYTES))
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=DOMAIN,
-            metadata={key: value[:TEXT_MAX_CHARS] for key, value in error.metadata.items()},
+            metadata={key: _cut(value) for key, value in error.metadata.items()},
         )
     )
     for detail in _details(error):
@@ -77,8 +77,8 @@ def to_status(error: FactoryError) -> status_pb2.Status:
     return status
 
 
-def _shorten(text: str) -> str:
-    return text.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
+def _cut(text: str, limit: int = TEXT_MAX_BYTES) -> str:
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def _details(error: FactoryError) -> list[Message]:
@@ -90,17 +90,17 @@ def _details(error: FactoryError) -> list[Message]:
                 error_details_pb2.ResourceInfo(
                     resource_type=error.resource_type,
                     resource_name=error.resource_name,
-                    description=error.message[:TEXT_MAX_CHARS],
+                    description=_cut(error.message),
                 )
             ]
         case errors.Refused():
             violation = error_details_pb2.PreconditionFailure.Violation(
-                type=error.reason, description=error.message[:TEXT_MAX_CHARS]
+                type=error.reason, description=_cut(error.message)
             )
             return [error_details_pb2.PreconditionFailure(violations=[violation])]
         case errors.Exhausted():
             quota = error_details_pb2.QuotaFailure.Violation(
-                subject=error.quota, description=error.message[:TEXT_MAX_CHARS]
+                subject=error.quota, description=_cut(error.message)
             )
             return [error_details_pb2.QuotaFailure(violations=[quota]), _retry(error.retry_after_s)]
         case errors.Unavailable():
@@ -114,9 +114,9 @@ def _bad_request(error: errors.Invalid) -> error_details_pb2.BadRequest:
     bad = error_details_pb2.BadRequest()
     for violation in error.violations[:VIOLATIONS_MAX]:
         entry = bad.field_violations.add(
-            field=violation.field[:TEXT_MAX_CHARS],
-            description=violation.description[:TEXT_MAX_CHARS],
-            reason=violation.reason[:TEXT_MAX_CHARS],
+            field=_cut(violation.field),
+            description=_cut(violation.description),
+            reason=_cut(violation.reason),
         )
         if bad.ByteSize() > DETAILS_MAX_BYTES // 2:
             bad.field_violations.remove(entry)
@@ -206,7 +206,10 @@ _TAKERS: Final[tuple[tuple[type[Message], Callable[..., None]], ...]] = (
 
 def _take(error: FactoryError, detail: any_pb2.Any) -> None:
     for kind, taker in _TAKERS:
-        if detail.TypeName() == kind.DESCRIPTOR.full_name:
-            message = kind()
-            if detail.Unpack(message):
-                taker(error, message)
+        if detail.TypeName() != kind.DESCRIPTOR.full_name:
+            continue
+        try:
+            message = kind.FromString(detail.value)
+        except DecodeError:
+            return  # the code and the message still tell what happened
+        taker(error, message)

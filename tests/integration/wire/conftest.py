@@ -1,5 +1,6 @@
 """A real server with the guard and mTLS on a unix socket, and certificates and tokens from the real authority."""
 
+# ruff: noqa: N802 - servicers bear the contract's names
 from __future__ import annotations
 
 import dataclasses
@@ -15,6 +16,9 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.message import Message
+
+from factory_server.identity.ca import CertificateAuthority
+from factory_server.identity.mint import TokenMint
 from hyperfactory.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
@@ -24,9 +28,6 @@ from hyperfactory.v1 import (
     factory_service_pb2_grpc,
     profile_service_pb2,
 )
-
-from factory_server.identity.ca import CertificateAuthority
-from factory_server.identity.mint import TokenMint
 from wire.channels import SERVER_OPTIONS, open_channel, server_credentials
 from wire.guarded import AuditRecord
 from wire.health import HealthServicer, add_health

@@ -15,12 +15,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
-from hyperfactory.v1 import factory_service_pb2 as pb
-from hyperfactory.v1 import factory_service_pb2_grpc as stubs
 
 from factory_server.identity.ca import CertificateAuthority
 from factory_server.identity.mint import TokenMint
+from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
+from hyperfactory.v1 import factory_service_pb2 as pb
+from hyperfactory.v1 import factory_service_pb2_grpc as stubs
 from wire.channels import open_control_channel
 from wire.errors import Denied, FactoryError, Refused, Unauthenticated, Unavailable
 from wire.identity import FACTORY_AUTHORITY, Identity, agent_authority, operator_spiffe, thumbprint
@@ -267,9 +267,7 @@ async def test_an_agents_token_must_say_what_its_certificate_says(
 ) -> None:
     target = await world.serve(factory(world))
     channel = await world.dial(target, forge(world, world.agent(), **change))
-    error = await failure(
-        stubs.FactoryServiceStub(channel).GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S)
-    )
+    error = await failure(stubs.FactoryServiceStub(channel).GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S))
     assert error.reason == "TOKEN_INVALID"
 
 

@@ -12,11 +12,11 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc, crew_service_pb2
 from hyperfactory.v1 import crew_service_pb2_grpc as crew_stubs
 from hyperfactory.v1 import factory_service_pb2 as pb
 from hyperfactory.v1 import factory_service_pb2_grpc as stubs
-
 from wire import errors
 from wire.channels import open_control_channel
 from wire.policy import PolicyTable, Row
@@ -175,7 +175,7 @@ async def test_cancelling_a_stream_reaches_the_handler_and_is_no_incident(
 
 
 async def test_cancelling_a_unary_call_reaches_the_handler(world: Any, factory: Any) -> None:
-    entered, cancelled = asyncio.Event(), asyncio.Event()
+    entered, cancelled, audited = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def wait_for_ever(_request: Any, _context: Any) -> None:
         entered.set()
@@ -185,15 +185,18 @@ async def test_cancelling_a_unary_call_reaches_the_handler(world: Any, factory: 
             cancelled.set()
             raise
 
-    channel = await dialed(world, factory, wait_for_ever)
+    async def audit(record: Any) -> None:
+        world.audited.append(record)
+        audited.set()
+
+    channel = await dialed(world, factory, wait_for_ever, audit=audit)
     request = pb.StopAgentRequest(agent="ag-0123456789ab", request_id=str(uuid.uuid4()))
     call = stubs.FactoryServiceStub(channel).StopAgent(request)
     async with asyncio.timeout(CALL_MAX_S):
         await entered.wait()
         call.cancel()
         await cancelled.wait()
-        while not world.audited:
-            await asyncio.sleep(0.01)
+        await audited.wait()
     assert world.audited[0].code == "CANCELLED"
 
 

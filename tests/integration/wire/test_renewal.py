@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from hyperfactory.v1 import factory_service_pb2 as pb
-from hyperfactory.v1 import factory_service_pb2_grpc as stubs
 
 from factory_server.identity.ca import CertificateAuthority
 from factory_server.identity.directory import IdentityDirectory
+from hyperfactory.v1 import factory_service_pb2 as pb
+from hyperfactory.v1 import factory_service_pb2_grpc as stubs
 from wire.channels import open_control_channel
 from wire.identity import FACTORY_AUTHORITY, Identity, IdentityFile, thumbprint
 
@@ -54,7 +54,10 @@ async def peer_print(target: str, world: Any) -> str:
         path_.write_bytes(content)
     command = f"openssl s_client -unix {path} -cert {files['c.pem']} -key {files['k.pem']} -alpn h2"
     process = await asyncio.create_subprocess_shell(
-        command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     async with asyncio.timeout(CALL_MAX_S):
         shown, _ = await process.communicate()
