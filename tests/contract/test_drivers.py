@@ -219,6 +219,18 @@ class NamespacesSuite(DriverSuite):
         assert files_below(rig.state) == []
         await self.make(rig, "next-g1")
 
+    @pytest.mark.parametrize(
+        "planted", ["os.symlink('/etc/passwd', p)", "open(p, 'w')", "os.mkdir(p)", "None"]
+    )
+    async def test_publish_takes_nothing_but_a_socket(self, rig: NamespacesRig, planted: str) -> None:
+        """What an agent plants in the place of its socket, the host neither follows nor keeps."""
+        sandbox = await self.make(rig)
+        source = f"import os\np = '/run/hf/own/svc.sock'\nos.unlink(p)\n{planted}"
+        assert (await ask(sandbox.control, {"do": "run", "source": source}))["code"] == 0
+        with pytest.raises(Unavailable, match="cannot publish 'a-g1'"):
+            await rig.driver.publish("a-g1")
+        assert list((rig.state / "s" / "svc").iterdir()) == []
+
     async def test_a_flood_of_output_is_bounded_on_disk(self, rig: NamespacesRig) -> None:
         sandbox = await self.make(rig)
         await ask(sandbox.control, {"do": "print", "text": "x" * 1_500_000 + "end"}, deadline_s=20)

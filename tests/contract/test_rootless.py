@@ -1,4 +1,4 @@
-"""Run the rootless drivers' suite as a user who is nobody, when the tests themselves run as root."""
+"""Run the rootless drivers' suite and the adversary as nobody, when the tests run as root."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534
+TESTS = "tests/contract/test_drivers.py::TestRootless tests/acceptance/isolation"
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"),
@@ -45,7 +46,7 @@ def test_the_suite_holds_for_an_ordinary_user(stage: Path) -> None:
     binds = {"py": sys.base_prefix, "site": sysconfig.get_path("purelib"), "repo": str(REPOSITORY)}
     script = " && ".join(f"mount --rbind {source} {stage}/{part}" for part, source in binds.items())
     become = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups --inh-caps=-all --no-new-privs"
-    pytest_line = f"{stage}/venv/bin/python -m pytest -q -p no:cacheprovider -k TestRootless tests/contract"
+    pytest_line = f"{stage}/venv/bin/python -m pytest -q --show-capture=no -p no:cacheprovider {TESTS}"
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": "/",
