@@ -53,8 +53,8 @@ class Leases(Part):
                 return await read_agent(transaction, agent)
             crew, row = await lock_agent(transaction, agent)
             _check_held(row, generation, holder)
-            until = crew.now + timedelta(seconds=lease_s)
-            return await _set_lease(crew, row, holder, until)
+            await _set_lease(crew, row, holder, crew.now + timedelta(seconds=lease_s))
+            return crew.agents[agent]
 
         return await self._db.run(body)
 
@@ -70,7 +70,9 @@ class Leases(Part):
             if row.state is AgentState.READY and row.generation == generation:
                 return row
             _check_held(row, generation, holder)
-            return await give_back(crew, row, actor, reason="Released")
+            await give_back(crew, row, actor, reason="Released")
+            await crew.finish()
+            return crew.agents[agent]
 
         return await self._db.run(body)
 
@@ -110,13 +112,12 @@ async def assign(crew: LockedCrew, agent: AgentRow, actor: str, *, holder: str, 
     await crew.take(steps)
 
 
-async def give_back(crew: LockedCrew, agent: AgentRow, actor: str, *, reason: str) -> AgentRow:
+async def give_back(crew: LockedCrew, agent: AgentRow, actor: str, *, reason: str) -> None:
     """End a lease: BUSY → READY, while a draining agent only loses its holder."""
     if agent.state is AgentState.DRAINING:
-        return await _set_lease(crew, agent, "", None)
-    await crew.take([_step(agent, AgentEvent.TASK_COMPLETED, actor, reason)])
-    await crew.finish()
-    return crew.agents[agent.id]
+        await _set_lease(crew, agent, "", None)
+    else:
+        await crew.take([_step(agent, AgentEvent.TASK_COMPLETED, actor, reason)])
 
 
 def wrong_state(agent: AgentRow, verb: str) -> Refused:
@@ -124,12 +125,12 @@ def wrong_state(agent: AgentRow, verb: str) -> Refused:
     return Refused(f"cannot {verb} agent '{agent.id}': it is {agent.state}", metadata={"state": agent.state})
 
 
-async def _set_lease(crew: LockedCrew, agent: AgentRow, holder: str, until: datetime | None) -> AgentRow:
+async def _set_lease(crew: LockedCrew, agent: AgentRow, holder: str, until: datetime | None) -> None:
     crew.transaction.agents = True
     await crew.transaction.rows(
         "agent_lease", agent=agent.id, generation=agent.generation, holder=holder, until=until
     )
-    return replace(agent, lease_holder=holder, lease_until=until)
+    crew.agents[agent.id] = replace(agent, lease_holder=holder, lease_until=until)
 
 
 def _check_held(agent: AgentRow, generation: int, holder: str) -> None:

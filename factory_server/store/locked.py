@@ -68,14 +68,17 @@ class LockedCrew:
         """Whether it may still get members, signals and tasks."""
         return not self.wish_gone
 
-    async def take(self, steps: Sequence[Step]) -> Plan:
-        """Carry out steps on agents that were loaded."""
-        plan = moves.plan(self.agents.values(), steps, self.now, {})
-        if plan.wanted:
-            claimed = await claim(self.transaction, plan.wanted)
-            plan = moves.plan(self.agents.values(), steps, self.now, claimed)
-        await self.write(plan)
-        return plan
+    async def take(self, steps: Sequence[Step]) -> list[AgentRow | None]:
+        """Carry out steps on agents that were loaded; the row after each, None for one that lost."""
+        rows: list[AgentRow | None] = []
+        for batch in moves.batches(steps):
+            plan = moves.plan(self.agents.values(), batch, self.now, {})
+            if plan.wanted:
+                claimed = await claim(self.transaction, plan.wanted)
+                plan = moves.plan(self.agents.values(), batch, self.now, claimed)
+            await self.write(plan)
+            rows += [None if agent is None else plan.agents[agent] for agent in plan.outcomes]
+        return rows
 
     async def write(self, plan: Plan) -> None:
         """Send what a plan says; `finish` looks at the answers."""
@@ -102,7 +105,8 @@ class LockedCrew:
         expected = self.last_sequence
         await self._write_events()
         await self._write_crew(expected)
-        for cursor, count in self._expected:
+        sent, self._expected = self._expected, []
+        for cursor, count in sent:
             if len(await cursor.fetchall()) != count:
                 raise Stale(f"cannot write crew '{self.id}': another writer was first")
 
@@ -131,7 +135,7 @@ class LockedCrew:
 
     async def _write_instances(self, plan: Plan) -> None:
         send = self.transaction.send
-        await self._intend([plan.agents[a] for a, g in plan.wanted if plan.agents[a].generation == g])
+        await self._intend([plan.agents[agent] for agent, _ in plan.wanted])
         if plan.sandboxes:
             facts = [_fact(fence, fact) for fence, fact in plan.sandboxes]
             cursor = await send("instances_started", facts=json.dumps(facts))

@@ -99,6 +99,19 @@ def intent(agent: AgentRow) -> InstanceRow:
     )
 
 
+def batches(steps: Sequence[Step]) -> list[list[Step]]:
+    """Cut steps where an agent comes again: what it may do then depends on what came of it before."""
+    made: list[list[Step]] = []
+    seen: set[str] = set()
+    for step in steps:
+        if not made or step.agent in seen:
+            made.append([])
+            seen = set()
+        made[-1].append(step)
+        seen.add(step.agent)
+    return made
+
+
 def rounds(moves: Sequence[Move]) -> list[list[Move]]:
     """Split moves so that no agent moves twice in one round; the order of each agent's moves stays."""
     made: list[list[Move]] = []

@@ -49,11 +49,15 @@ SESSION = {
     "client_connection_check_interval": "2s",
     "synchronous_commit": "on",
     "plan_cache_mode": "force_generic_plan",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
     "jit": "off",
     "timezone": "UTC",
 }
-"""Settings of each session. Plans are generic: our statements take arrays, whose planning costs more than
-running them."""
+"""Settings of each session. Plans are generic, as planning our statements costs more than running them, and
+they always go by index: a generic plan made while the tables were small must still be right when they are
+large, and every statement here is about few rows of many."""
 
 
 @dataclass(frozen=True, slots=True)

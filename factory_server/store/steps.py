@@ -24,9 +24,8 @@ class Steps(Part):
 
         async def body(transaction: Transaction) -> Stepped:
             locked = await lock_crew(transaction, crew, list({step.agent for step in steps}))
-            plan = await locked.take(steps)
+            rows = await locked.take(steps)
             await locked.finish()
-            rows = [None if agent is None else plan.agents[agent] for agent in plan.outcomes]
             results = [StepResult(step, row) for step, row in zip(steps, rows, strict=True)]
             return Stepped(results, locked.state, locked.last_sequence)
 
