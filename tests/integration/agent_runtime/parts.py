@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from agent_runtime.limits import MESSAGE_MAX_BYTES
 from agent_runtime.paths import Paths
 from agent_runtime.runtime import Runtime
 from agent_runtime.structs import to_dict, to_struct
@@ -35,6 +36,11 @@ from wire.identity import (
 from wire.status import from_rpc_error
 
 CREW = "c1"
+# What whoever drives a control socket needs for state blobs of the full size.
+CONTROL_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+)
 WAIT_MAX_S = 10.0
 BINARY = Path("_binaries") / "linux-x86_64" / "valkey-server"
 
@@ -171,7 +177,8 @@ class World:
         runtime = Runtime(Paths(own, self.peers, work))
         await runtime.start()
         self.stack.push_async_callback(runtime.stop)
-        channel = await self.stack.enter_async_context(open_control_channel(f"unix:{runtime.paths.control}"))
+        control = open_control_channel(f"unix:{runtime.paths.control}", CONTROL_OPTIONS)
+        channel = await self.stack.enter_async_context(control)
         stub, health = rpc.AgentServiceStub(channel), health_pb2_grpc.HealthStub(channel)
         return Instance(runtime, channel, stub, health)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ async def test_coders_leave_programs_and_the_verdict_is_in_the_shared_context(bu
     verdict = json.loads((await bussed.bus.get_context(CREW, "review")).value or "null")
     assert verdict["approved"] and verdict["results_read"] == 2
     coders = [bussed.home / "coder-11-w", bussed.home / "coder-21-w"]
-    assert [len(os.listdir(workspace / "missions")) for workspace in coders] == [1, 1]
+    assert [len(list((workspace / "missions").iterdir())) for workspace in coders] == [1, 1]
 
 
 async def test_a_second_mission_does_not_read_the_first_ones_results(bussed: World) -> None:
