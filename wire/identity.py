@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import logging
 import re
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from wire.errors import Unauthenticated, Unavailable
+
+LOG = logging.getLogger("hyperfactory.wire")
 
 TRUST_DOMAIN: Final = "hyperfactory.local"
 FACTORY_AUTHORITY: Final = "factory.svc"
@@ -161,8 +164,13 @@ class IdentityFile:
         return self._identity
 
     def _look(self) -> None:
-        stamp = _stamp(self._directory.resolve())
-        if stamp == self._stamp or not stamp:
+        try:
+            stamp = _stamp(self._directory.resolve())
+            if not stamp or stamp == self._stamp:
+                return
+            self._identity = load_identity(self._directory)
+        except (OSError, Unavailable):
+            # What was read is good for half its life yet; a call must not fail for a disk that does.
+            LOG.warning("cannot read identity", exc_info=True, extra={"action": "identity_unreadable"})
             return
-        self._identity = load_identity(self._directory)
         self._stamp = stamp

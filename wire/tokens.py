@@ -87,6 +87,7 @@ class TokenVerifier:
     def forget(self) -> None:
         """Drop remembered tokens and keys: after a key was withdrawn."""
         self._seen.clear()
+        self._keys = {}
         self._keys_text = ""
         self._reread_at = 0.0
 
@@ -109,7 +110,11 @@ class TokenVerifier:
         if len(token) > TOKEN_MAX_CHARS:
             raise _invalid("is too long")
         try:
-            key = self._key(_kid(jwt.get_unverified_header(token)))
+            header = jwt.get_unverified_header(token)
+        except Exception as error:  # whatever the parser says, the bytes were the caller's
+            raise _invalid("cannot be read") from error
+        key = self._key(_kid(header))
+        try:
             payload = jwt.decode(
                 token,
                 key,
@@ -125,7 +130,7 @@ class TokenVerifier:
                     "verify_nbf": False,
                 },
             )
-        except jwt.PyJWTError as error:
+        except Exception as error:  # a claim of an odd type makes PyJWT raise whatever it likes
             raise _invalid("does not verify") from error
         claims = _claims(payload)
         if not hmac.compare_digest(claims.thumbprint.encode(), thumbprint.encode()):
