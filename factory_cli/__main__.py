@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from factory_cli.app import app
-from factory_cli.failures import Exit, explain
+from factory_cli.failures import Exit, defect, explain
 from factory_cli.output import Output
 
+DEBUG_VARIABLE = "HYPERFACTORY_DEBUG"
 _FLAGS = ("--json",)
 _VALUED = ("--home", "--client")
 
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         failure = explain(error)
         if failure is None:
-            raise
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            failure = defect(error)
         if failure.message:
             failure.show(Output(as_json="--json" in args))
         return failure.code

@@ -161,11 +161,10 @@ class _Host:
         """Read /proc and the driver's directories."""
         where = launcher.places(home / "sandboxes")
         records = list(Records(where.state / "instances")) if where.state.exists() else []
-        fork_servers = [
-            pid for pid, line in _command_lines() if FORK_SERVER in line and _names(line, where.state)
-        ]
+        sandboxes = [(record.instance, record.pid) for record in records if record.alive()]
+        fork_servers = _fork_servers(where.state, {pid for _, pid in sandboxes})
         return cls(
-            sandboxes=[(record.instance, record.pid) for record in records if record.alive()],
+            sandboxes=sandboxes,
             children=[child for server in fork_servers for child in _children(server)],
             fork_servers=fork_servers,
             mounts=_mounts_below(home),
@@ -184,16 +183,17 @@ class _Host:
         found.files = [path for name, path in self.files if name not in stems]
 
 
-def _command_lines() -> Iterator[tuple[int, bytes]]:
+def _fork_servers(state: Path, sandboxes: set[int]) -> list[int]:
+    """Processes with the fork server's command line that are no forks of it: those keep the line."""
+    family = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            yield int(process.name), (process / "cmdline").read_bytes()
+            line, status = (process / "cmdline").read_bytes(), (process / "stat").read_text()
         except OSError:
             continue  # gone meanwhile
-
-
-def _names(line: bytes, state: Path) -> bool:
-    return b'"' + os.fsencode(state) + b'"' in line
+        if FORK_SERVER in line and b'"' + os.fsencode(state) + b'"' in line:
+            family[int(process.name)] = int(status.rpartition(")")[2].split()[1])
+    return [pid for pid, parent in family.items() if parent not in family and pid not in sandboxes]
 
 
 def _children(pid: int) -> list[int]:

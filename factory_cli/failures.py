@@ -89,6 +89,14 @@ def explain(error: BaseException) -> Failure | None:
     return _explain_remote(error)
 
 
+def defect(error: BaseException) -> Failure:
+    """Describe what should not have happened."""
+    what = f"{type(error).__name__}: {error}"
+    return Failure(
+        Exit.FAILED, f"this is a defect of ours ({what}); HYPERFACTORY_DEBUG=1 shows where", "DEFECT"
+    )
+
+
 def _explain_remote(error: BaseException) -> Failure | None:
     """Describe an error of the wire, or one of the native errors."""
     import grpc
