@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
 import signal
 import socket
 import sys
@@ -176,7 +174,8 @@ async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[
     try:
         await driver.start()
         bus = RedisBus(settings.bus_url, secret=await store.secret("bus"))
-        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        # One process listens on an address: its successor takes up its leases at once.
+        owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
         try:
             yield Parts(store, bus, driver, identities, GrpcLine, owner), store

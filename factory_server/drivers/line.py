@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -13,7 +14,6 @@ from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
 from wire.channels import open_control_channel
 from wire.status import from_rpc_error
 
-OUTBOX_MAX = 1000
 DRAIN_SLACK_S = 2.0
 
 
@@ -25,7 +25,8 @@ class GrpcLine:
         self._stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(
             self._channel
         )
-        self._outbox: asyncio.Queue[agent_service_pb2.DeliverRequest] | None = None
+        self._session: Any = None
+        self._writing = asyncio.Lock()
 
     async def assume(
         self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
@@ -38,25 +39,32 @@ class GrpcLine:
 
     async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
         """See the port."""
-        outbox: asyncio.Queue[agent_service_pb2.DeliverRequest] = asyncio.Queue(OUTBOX_MAX)
-        call = self._stub.Deliver(_drain(outbox))
+        call = self._stub.Deliver()
         try:
-            async for response in call:
+            while True:
+                response = await call.read()
+                if not isinstance(response, agent_service_pb2.DeliverResponse):
+                    return
                 if response.attached:
-                    self._outbox = outbox
+                    self._session = call
                 yield list(response.receipts)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         finally:
-            if self._outbox is outbox:
-                self._outbox = None
+            if self._session is call:
+                self._session = None
             call.cancel()
 
     async def send(self, item: agent_service_pb2.DeliverRequest) -> None:
         """See the port."""
-        if self._outbox is None:
+        session = self._session
+        if session is None:
             raise Unavailable("the agent's session does not stand")
-        await self._outbox.put(item)
+        try:
+            async with self._writing:
+                await session.write(item)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise Unavailable(f"the agent's session broke: {error}") from error
 
     async def run_task(
         self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
@@ -85,10 +93,3 @@ class GrpcLine:
     async def close(self) -> None:
         """See the port."""
         await self._channel.close(None)
-
-
-async def _drain(
-    outbox: asyncio.Queue[agent_service_pb2.DeliverRequest],
-) -> AsyncIterator[agent_service_pb2.DeliverRequest]:
-    while True:
-        yield await outbox.get()
