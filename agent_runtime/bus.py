@@ -9,27 +9,34 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_runtime import entries
 from agent_runtime.entries import Change, Message, Versioned
 from agent_runtime.limits import (
-    BUS_BLOCK_MS,
     BUS_COMMAND_MAX_S,
     BUS_CONNECTIONS_MAX,
     BUS_READ_MAX_ENTRIES,
     BUS_RECONNECT_FIRST_S,
-    BUS_RECONNECT_MAX_S,
     BUS_STREAM_MAX_ENTRIES,
-    BUS_SUBSCRIPTIONS_MAX,
     CONTEXT_ATTEMPTS_MAX,
     VALUE_MAX_BYTES,
 )
 from agent_runtime.resp import BusError, Connection, Reply
+from agent_runtime.subscription import (
+    ChannelSubscription,
+    Places,
+    StreamSubscription,
+    Subscription,
+    pause,
+    refusal,
+)
 from wire.errors import Exhausted, Refused, Stale, Unavailable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Bus:
         self._access = access
         self._idle: list[Connection] = []
         self._slots = asyncio.Semaphore(BUS_CONNECTIONS_MAX)
-        self._subscriptions = 0
+        self._places = Places()
         self._closed = False
 
     def close(self) -> None:
@@ -78,11 +85,9 @@ class Bus:
         reply = await self._retried(lambda c: c.call("XRANGE", key, f"({after}", "+", "COUNT", count))
         return [entries.message(entry) for entry in entries.items(reply)]
 
-    async def subscribe(self, topic: str, after: str = "$") -> AsyncGenerator[Message, None]:
+    def subscribe(self, topic: str, after: str = "$") -> Subscription[Message]:
         """A topic's messages after a cursor (`0`: from the start, `$`: from now on), for ever."""
-        key = self._topic(topic)
-        async for entry in self._follow(key, after):
-            yield entries.message(entry)
+        return self._follow(self._topic(topic), after, entries.message)
 
     async def send(self, channel: str, data: Any) -> int:
         """Tell whoever listens on a channel now; returns how many. Nothing is kept."""
@@ -95,20 +100,9 @@ class Bus:
             reply = await connection.call("PUBLISH", key, text)
         return reply if isinstance(reply, int) else 0
 
-    async def listen(self, channel: str) -> AsyncGenerator[Message, None]:
+    def listen(self, channel: str) -> Subscription[Message]:
         """What is sent on a channel while we listen; a broken link loses what was sent meanwhile."""
-        key = self._channel(channel)
-        async with self._subscription():
-            pause_s = BUS_RECONNECT_FIRST_S
-            while True:
-                try:
-                    async with self._own_connection() as connection:
-                        await connection.call("SUBSCRIBE", key)
-                        pause_s = BUS_RECONNECT_FIRST_S
-                        while True:
-                            yield entries.spoken(await connection.receive())
-                except Unavailable:
-                    pause_s = await _pause(pause_s)
+        return ChannelSubscription(self._open, self._places, entries.spoken, channel=self._channel(channel))
 
     async def get(self, key: str) -> Versioned:
         """A value of the shared context."""
@@ -136,12 +130,12 @@ class Bus:
             await asyncio.sleep(random.random() * 0.002 * min(attempt + 1, 16))
         raise Stale(f"cannot write context key '{key}': too many writers")
 
-    async def watch(self, key: str = "") -> AsyncGenerator[Change, None]:
-        """Writes to the shared context from now on, for one key or all."""
-        async for entry in self._follow(f"{self._access.prefix}ctxlog", "$"):
-            change = entries.change(entry)
-            if key in ("", change.key):
-                yield change
+    def watch(self) -> Subscription[Change]:
+        """Writes to the shared context from now on."""
+        return self._follow(f"{self._context}log", "$", entries.change)
+
+    def _follow(self, key: str, after: str, make: Callable[[Reply], T]) -> Subscription[T]:
+        return StreamSubscription(self._open, self._places, make, key=key, after=after)
 
     async def _try_write(
         self, connection: Connection, key: str, text: str | None, if_version: int | None
@@ -179,28 +173,6 @@ class Bus:
     def _channel(self, name: str) -> str:
         return f"{self._access.prefix}ch:{entries.name(name)}"
 
-    async def _follow(self, key: str, after: str) -> AsyncGenerator[Reply, None]:
-        """A stream's entries after a cursor, over broken links, without loss or doubles."""
-        async with self._subscription():
-            cursor = after if after != "$" else await self._newest(key)
-            pause_s = BUS_RECONNECT_FIRST_S
-            while True:
-                try:
-                    async with self._own_connection() as connection:
-                        while True:
-                            batch = await _read_blocking(connection, key, cursor)
-                            pause_s = BUS_RECONNECT_FIRST_S
-                            for entry in batch:
-                                cursor = entries.entry_id(entry)
-                                yield entry
-                except Unavailable:
-                    pause_s = await _pause(pause_s)
-
-    async def _newest(self, key: str) -> str:
-        """The id of the newest entry: a cursor that, unlike `$`, survives a reconnect."""
-        found = entries.items(await self._retried(lambda c: c.call("XREVRANGE", key, "+", "-", "COUNT", 1)))
-        return entries.entry_id(found[0]) if found else "0-0"
-
     async def _retried(
         self, work: Callable[[Connection], Awaitable[Reply]], timeout_s: float = BUS_COMMAND_MAX_S
     ) -> Reply:
@@ -216,7 +188,7 @@ class Bus:
             except Unavailable:
                 if asyncio.get_running_loop().time() + pause_s >= deadline:
                     raise
-                pause_s = await _pause(pause_s)
+                pause_s = await pause(pause_s)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -227,7 +199,7 @@ class Bus:
                 yield connection
             except BusError as error:
                 connection.close()  # it may be inside a transaction
-                raise _refusal(error) from error
+                raise refusal(error) from error
             except BaseException:
                 connection.close()
                 raise
@@ -241,52 +213,10 @@ class Bus:
             connection = self._idle.pop()
             if not connection.closed:
                 return connection
+            connection.close()
         return await self._open()
 
     async def _open(self) -> Connection:
         if self._closed:
             raise Refused("the agent is going away")
         return await Connection.open(self._access.path, self._access.username, self._access.password)
-
-    @asynccontextmanager
-    async def _own_connection(self) -> AsyncIterator[Connection]:
-        """A connection for a subscription, which blocks it."""
-        connection = await self._open()
-        try:
-            yield connection
-        except BusError as error:
-            raise _refusal(error) from error
-        finally:
-            connection.close()
-
-    @asynccontextmanager
-    async def _subscription(self) -> AsyncIterator[None]:
-        if self._subscriptions >= BUS_SUBSCRIPTIONS_MAX:
-            raise Exhausted(
-                f"cannot hold more than {BUS_SUBSCRIPTIONS_MAX} subscriptions", quota="subscriptions"
-            )
-        self._subscriptions += 1
-        try:
-            yield
-        finally:
-            self._subscriptions -= 1
-
-
-def _refusal(error: BusError) -> Refused | Unavailable:
-    """What an error reply means: a bus that loads or shuts down comes back, the rest is our own doing."""
-    if error.kind in ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN"):
-        return Unavailable(f"the bus is not ready: {error.message}")
-    return Refused(f"the bus refuses: {error.message}", reason="POLICY_DENIED")
-
-
-async def _pause(pause_s: float) -> float:
-    """Wait with jitter and return the next, longer pause."""
-    await asyncio.sleep(pause_s * (0.5 + random.random()))
-    return min(pause_s * 2, BUS_RECONNECT_MAX_S)
-
-
-async def _read_blocking(connection: Connection, key: str, cursor: str) -> list[Reply]:
-    wait_s = BUS_BLOCK_MS / 1000 + BUS_COMMAND_MAX_S
-    arguments = ("XREAD", "COUNT", BUS_READ_MAX_ENTRIES, "BLOCK", BUS_BLOCK_MS, "STREAMS", key, cursor)
-    reply = await connection.call(*arguments, timeout_s=wait_s)
-    return [entry for stream in entries.items(reply) for entry in entries.items(entries.items(stream)[1])]
