@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,7 +20,7 @@ HELLO = "examples/crews/hello.json"
 pytestmark = [pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def run(tmp_path_factory) -> AsyncIterator[Shell]:
     place = tmp_path_factory.mktemp("cli")
     async with stack(place / "h", place / "bin") as shell:
@@ -40,7 +41,7 @@ async def lines(run: Shell, line: str):
     return [json.loads(text) for text in ended.out.splitlines()]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def crew(run) -> AsyncIterator[str]:
     crew_id = (await document(run, f"crew assemble {HELLO}"))["crew"]["id"]
     yield crew_id
