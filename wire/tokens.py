@@ -153,7 +153,7 @@ class TokenVerifier:
             return
         self._keys = {
             entry["kid"]: jwt.PyJWK(entry, algorithm=ALGORITHM)
-            for entry in json.loads(text)["keys"]
+            for entry in (json.loads(text)["keys"] if text else ())
             if entry.get("kty") == "OKP" and entry.get("crv") == "Ed25519"
         }
         self._keys_text = text

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc, crew_service_pb2
+from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc, crew_service_pb2, types_pb2
 from hyperfactory.v1 import crew_service_pb2_grpc as crew_stubs
 from hyperfactory.v1 import factory_service_pb2 as pb
 from hyperfactory.v1 import factory_service_pb2_grpc as stubs
@@ -171,6 +171,30 @@ async def test_cancelling_a_stream_reaches_the_handler_and_is_no_incident(
     call.cancel()
     async with asyncio.timeout(CALL_MAX_S):
         await cancelled.wait()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_reader_that_leaves_while_the_handler_writes_is_no_incident(
+    world: Any, factory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = asyncio.Event()
+    blob = pb.WatchAgentsResponse(agents=[types_pb2.Agent(id="x" * 60_000)])
+
+    async def write_for_ever(_request: Any, context: Any) -> None:
+        try:
+            while True:
+                await context.write(blob)
+        finally:
+            left.set()
+
+    channel = await dialed(world, factory, write_for_ever)
+    call = stubs.FactoryServiceStub(channel).WatchAgents(pb.WatchAgentsRequest())
+    for _ in range(5):
+        await call.read()
+    call.cancel()
+    async with asyncio.timeout(CALL_MAX_S):
+        await left.wait()
+    await stubs.FactoryServiceStub(channel).GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
