@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 import structlog
 
 from embedded import ports, programs
+from embedded.leftovers import end_traefik
 from embedded.paths import forget_socket_dir, prepare_home
 from embedded.postgres import EmbeddedPostgres
 from embedded.process import is_running
@@ -101,6 +102,8 @@ class Stack:
         programs_of_ours, stores = self._split()
         for supervised in reversed(programs_of_ours):
             await self._stop_one(supervised)
+        for pid in await asyncio.to_thread(end_traefik, self.home):
+            _log.warning("ended a leftover", action="stack.leftover", program="traefik", pid=pid)
         if self._destroy if destroy is None else destroy:
             await self._terminate()
         await _together(*(self._stop_one(supervised) for supervised in stores))
