@@ -39,7 +39,7 @@ class GrpcLine:
 
     async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
         """See the port."""
-        call = self._stub.Deliver()
+        call = self._stub.Deliver()  # type: ignore[call-arg]  # without an iterator one reads and writes
         try:
             while True:
                 response = await call.read()
