@@ -17,7 +17,7 @@ demo: setup ## assemble a real crew, run a mission, lose an agent on purpose, le
 	@.venv/bin/hyperfactory demo
 
 serve: setup ## run the stack in the foreground; credentials in run/client.json; Ctrl-C stops it
-	@exec $(PY) -m embedded --home $(HOME_DIR)
+	@exec $(PY) -m embedded --under-make --home $(HOME_DIR)
 
 test: setup-dev ## run every test
 	@.venv/bin/pytest $(ARGS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedded import make_parent
 from embedded.paths import UnsafeDirectoryError
 from embedded.stack import AlreadyServedError, serve
 from embedded.supervisor import CannotStartError
@@ -21,14 +23,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = os.environ.get("HYPERFACTORY_HOME", "run")
     parser.add_argument("--home", type=Path, default=Path(default), help="where everything is kept")
     parser.add_argument("--leave-sandboxes", action="store_true", help="stop the programs, not the agents")
+    parser.add_argument(
+        "--under-make", action="store_true", help="stop when make, our parent, is interrupted"
+    )
     args = parser.parse_args(argv)
     logs.configure("embedded")
     try:
-        asyncio.run(serve(args.home, say=_say, destroy=not args.leave_sandboxes))
+        asyncio.run(_serve(args.home, destroy=not args.leave_sandboxes, under_make=args.under_make))
     except (AlreadyServedError, CannotStartError, UnsafeDirectoryError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+async def _serve(home: Path, *, destroy: bool, under_make: bool) -> None:
+    if not under_make:
+        return await serve(home, say=_say, destroy=destroy)
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(_pass_on_interrupt(), name="watch-make")
+        try:
+            await serve(home, say=_say, destroy=destroy)
+        finally:
+            watch.cancel()
+
+
+async def _pass_on_interrupt() -> None:
+    await make_parent.interrupted()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _say(line: str) -> None:
