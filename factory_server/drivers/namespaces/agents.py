@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from factory_server.drivers.namespaces import child, logs, mounts, probe, records, seccomp, wiring
+from factory_server.drivers.namespaces import child, logs, mounts, probe, reaper, records, seccomp, wiring
 from factory_server.drivers.namespaces import syscalls as sys_
 from factory_server.drivers.namespaces.cgroups import Bounds, Cgroups
 from factory_server.drivers.namespaces.records import Record
@@ -278,6 +278,6 @@ def _read_status(fd: int) -> int | None:
     if fd < 0:
         return None
     try:
-        return int(os.read(fd, 32))
-    except (ValueError, BlockingIOError):
+        return reaper.exit_code(os.read(fd, reaper.STATUS_BYTES))
+    except BlockingIOError:
         return None

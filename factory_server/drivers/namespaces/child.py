@@ -20,14 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from factory_server.drivers.namespaces import mounts
+from factory_server.drivers.namespaces import mounts, reaper
 from factory_server.drivers.namespaces import syscalls as sys_
 from factory_server.drivers.namespaces.cgroups import Cgroups, Group
 
 Entry = Callable[[str, str, str, int], None]
 
 READY_FD: Final = 3
-STATUS_FD: Final = 4
+STATUS_FD: Final = reaper.STATUS_FD
 GO_FD: Final = 5
 FAILED: Final = b"!"  # a first byte on the ready pipe that says: text of a failure follows
 EXIT_SETUP: Final = 70
@@ -82,7 +82,7 @@ def live(birth: Birth, pipes: Pipes) -> None:
             os._exit(EXIT_SETUP)  # the fork server died before it had noted us down: nobody would know us
         os.close(GO_FD)
         step = "runtime"
-        _reap(os.fork())
+        _part_ways(os.fork())
         os.close(STATUS_FD)
         _run(birth.entry)
     except BaseException as error:
@@ -184,17 +184,13 @@ def _drop_privileges() -> None:
     sys_.prctl(sys_.PR_SET_DUMPABLE, 0)
 
 
-def _reap(runtime: int) -> None:
-    """As pid 1, wait for every orphan, and end with the runtime; returns in the runtime itself."""
-    if runtime == 0:
-        return
-    for fd in (0, 2, READY_FD):  # 1 stays: a new fork server finds the way to the log through it
-        os.close(fd)
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == runtime:
-            os.write(STATUS_FD, str(os.waitstatus_to_exitcode(status)).encode())
-            os._exit(0)
+def _part_ways(forked: int) -> None:
+    """Pid 1 stays behind as the reaper; returns in the runtime."""
+    if forked:
+        for fd in (0, 2, READY_FD):  # 1 stays: a new fork server finds the way to the log through it
+            os.close(fd)
+        os.set_inheritable(STATUS_FD, True)
+        reaper.reap()
 
 
 def _run(entry: Entry) -> None:

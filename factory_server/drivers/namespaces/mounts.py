@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from factory_server.drivers.namespaces import reaper
 from factory_server.drivers.namespaces import syscalls as sys_
 from factory_server.drivers.namespaces.interpreter import PythonTree
 
@@ -91,6 +92,7 @@ def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None
         build.file(path, content)
     for target, source in sorted(tree.binds.items()):
         build.bind(source, target)
+    _add_init(build)
     for path, target in tree.links.items():
         build.link(path, target)
     build.bind("/proc", "/proc", sys_.ATTR_NOSUID | sys_.ATTR_NODEV | sys_.ATTR_NOEXEC)
@@ -121,6 +123,15 @@ def _add_system(build: _Builder) -> None:
         source = Path("/etc") / name
         if source.exists():
             build.bind(str(source.resolve()), f"/etc/{name}")
+
+
+def _add_init(build: _Builder) -> None:
+    program = reaper.program()
+    if program is not None:
+        build.file(reaper.PATH, "")
+        build.at(reaper.PATH).write_bytes(program)
+        # Nobody may read it: the kernel keeps the memory of such a program closed, too.
+        build.at(reaper.PATH).chmod(0o111)
 
 
 def _add_devices(build: _Builder) -> None:

@@ -3,7 +3,7 @@
 Self-contained: it runs in the sandbox with nothing but Python. `TARGETS` is put in front of it by the test.
 """
 
-# ruff: noqa: PTH101, PTH108, PTH110, PTH123, PTH207, PTH208, PTH211, SIM115, T201 - plain calls, as an attacker makes them
+# ruff: noqa: PTH101, PTH108, PTH110, PTH115, PTH123, PTH207, PTH208, PTH211, SIM115, T201 - plain calls, as an attacker makes them
 from __future__ import annotations
 
 import ctypes
