@@ -16,14 +16,12 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
+def postgres_url(postgres_server: postgres.PostgresServer) -> str:
     """A migrated, empty database of this test's own."""
-    with postgres.database(postgres_server, postgres.TEMPLATE) as url:
-        yield url
+    return postgres.database(postgres_server, postgres.TEMPLATE)
 
 
 @pytest.fixture
-def blank_postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
+def blank_postgres_url(postgres_server: postgres.PostgresServer) -> str:
     """A database without any table."""
-    with postgres.database(postgres_server, "template0") as url:
-        yield url
+    return postgres.database(postgres_server, "template0")
