@@ -193,7 +193,8 @@ def _fork_servers(state: Path, sandboxes: set[int]) -> list[int]:
             continue  # gone meanwhile
         if FORK_SERVER in line and b'"' + os.fsencode(state) + b'"' in line:
             family[int(process.name)] = int(status.rpartition(")")[2].split()[1])
-    return [pid for pid, parent in family.items() if parent not in family and pid not in sandboxes]
+    forks = sandboxes | family.keys()
+    return [pid for pid, parent in family.items() if pid not in sandboxes and parent not in forks]
 
 
 def _children(pid: int) -> list[int]:

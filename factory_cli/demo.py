@@ -18,7 +18,7 @@ from embedded.paths import UnsafeDirectoryError
 from embedded.stack import AlreadyServedError, Stack
 from embedded.supervisor import CannotStartError
 from factory_cli import assembling, crews, leaks, manifest, tasks
-from factory_cli.client import ASSEMBLE_WITHIN_S, DISBAND_WITHIN_S, Client, connect
+from factory_cli.client import ASSEMBLE_WITHIN_S, CALL_WITHIN_S, DISBAND_WITHIN_S, Client, connect
 from factory_cli.failures import CommandFailedError, Exit
 from factory_cli.narrate import Narrator
 from factory_cli.output import Output, enum_name
@@ -36,6 +36,7 @@ PRIMES = 2_262
 SECOND_TASK = {"mission": "prove that the healed coder works", "start": 0, "stop": 1_000}
 SECOND_PRIMES = 168
 VICTIM = "coder-1"
+LABEL = "made-by"
 MANIFEST = Path(__file__).parent.parent / "examples" / "crews" / "hello.json"
 
 
@@ -82,6 +83,7 @@ class Demo:
         self._demand_nothing_left(await leaks.settle(self._home), "after the stack stopped")
 
     async def _play(self, client: Client) -> None:
+        await self._tidy(client)
         crew = await self._assemble(client)
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(self._watch(client, crew.id), name="demo-watch")
@@ -95,8 +97,15 @@ class Demo:
         leaks.show(self._out, counts)
         self._demand_nothing_left(counts, "after the crew was disbanded")
 
+    async def _tidy(self, client: Client) -> None:
+        """Take away what an interrupted demo left: its crews come back with their stack."""
+        request = crew_service_pb2.ListCrewsRequest(filter=f"label.{LABEL}=demo")
+        for crew in (await client.crews.ListCrews(request, timeout=CALL_WITHIN_S)).crews:
+            await self._disband(client, crew)
+
     async def _assemble(self, client: Client) -> types_pb2.Crew:
-        wish = manifest.parse(MANIFEST.read_text())
+        wish = manifest.parse(manifest.read_text(str(MANIFEST)))
+        wish.labels[LABEL] = "demo"
         request = crew_service_pb2.AssembleCrewRequest(request_id=new_id(), manifest=wish)
         async with self._timed("assemble the crew"):
             answer = await client.crews.AssembleCrew(request, timeout=ASSEMBLE_WITHIN_S)

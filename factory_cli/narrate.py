@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToDict
 
-from factory_cli.output import enum_name
+from factory_cli.output import enum_name, whole
 from hyperfactory.v1 import events_pb2
 
 NOTE_MAX_CHARS = 100
@@ -76,7 +77,11 @@ def _task(event: events_pb2.Event) -> str:
 
 def _context(event: events_pb2.Event) -> str:
     change = event.context
-    value = MessageToJson(change.value, indent=None) if change.HasField("value") else "removed"
+    value = (
+        json.dumps(whole(MessageToDict(change.value)), ensure_ascii=False)
+        if change.HasField("value")
+        else "removed"
+    )
     return f"context {change.key} v{change.version} = {_short(value)}"
 
 

@@ -103,7 +103,16 @@ def message_dict(message: Message) -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
     from google.rpc import error_details_pb2  # noqa: F401  receipts carry them in an Any
 
-    return MessageToDict(message, always_print_fields_with_no_presence=True)
+    return dict(whole(MessageToDict(message, always_print_fields_with_no_presence=True)))
+
+
+def whole(value: Any) -> Any:
+    """Write whole numbers without a fraction: a Struct knows only floats."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def enum_name(message: Message, field: str) -> str:

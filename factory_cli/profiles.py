@@ -28,9 +28,7 @@ async def list_(client: Client, out: Output) -> None:
 
 async def get(client: Client, out: Output, name: str) -> None:
     """Print one profile."""
-    request = profile_service_pb2.GetProfileRequest(name=name)
-    answer = await client.profiles.GetProfile(request, timeout=CALL_WITHIN_S)
-    out.document(answer.profile)
+    out.document(await _fetch(client, name))
 
 
 async def create(client: Client, out: Output, file: str, *, validate_only: bool) -> None:
@@ -43,14 +41,28 @@ async def create(client: Client, out: Output, file: str, *, validate_only: bool)
 
 
 async def update(client: Client, out: Output, file: str, mask: str, *, validate_only: bool) -> None:
-    """Change a profile by a JSON file."""
+    """Change a profile by a JSON file; what the file does not say stays."""
+    profile = _read(file)
+    paths = mask.split(",") if mask else []
+    if not profile.HasField("spec"):
+        # The contract wants a whole spec in every update; the mask says what of it counts.
+        paths = paths or [
+            field.name for field, _ in profile.ListFields() if field.name not in ("name", "etag")
+        ]
+        profile.spec.CopyFrom((await _fetch(client, profile.name)).spec)
     request = profile_service_pb2.UpdateProfileRequest(
-        request_id=new_id(), profile=_read(file), validate_only=validate_only
+        request_id=new_id(),
+        profile=profile,
+        update_mask=FieldMask(paths=paths) if paths else None,
+        validate_only=validate_only,
     )
-    if mask:
-        request.update_mask.CopyFrom(FieldMask(paths=mask.split(",")))
     answer = await client.profiles.UpdateProfile(request, timeout=CALL_WITHIN_S)
     out.document(answer.profile)
+
+
+async def _fetch(client: Client, name: str) -> types_pb2.Profile:
+    request = profile_service_pb2.GetProfileRequest(name=name)
+    return (await client.profiles.GetProfile(request, timeout=CALL_WITHIN_S)).profile
 
 
 def _read(file: str) -> types_pb2.Profile:

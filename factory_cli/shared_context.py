@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from google.protobuf.json_format import MessageToDict, MessageToJson
+import json
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from factory_cli.client import CALL_WITHIN_S, Client
-from factory_cli.output import Output
+from factory_cli.output import Output, whole
 from factory_cli.requests import PAGE_SIZE, new_id, pages, value
 from hyperfactory.v1 import crew_service_pb2
 
@@ -14,7 +17,7 @@ async def get(client: Client, out: Output, crew: str, key: str) -> None:
     """Print a key's value; for programs with its version."""
     request = crew_service_pb2.GetContextRequest(crew=await client.crew_id(crew), key=key)
     entry = (await client.crews.GetContext(request, timeout=CALL_WITHIN_S)).entry
-    out.document(_entry(entry) if out.as_json else MessageToDict(entry.value))
+    out.document(_entry(entry) if out.as_json else _value(entry))
 
 
 async def put(
@@ -46,10 +49,14 @@ async def list_(client: Client, out: Output, crew: str, prefix: str) -> None:
     if out.as_json:
         out.document({"entries": [_entry(entry) for entry in entries]})
         return
-    rows = [(entry.key, entry.version, MessageToJson(entry.value, indent=None)) for entry in entries]
+    rows = [(entry.key, entry.version, json.dumps(_value(entry), ensure_ascii=False)) for entry in entries]
     out.table(("KEY", "VERSION", "VALUE"), rows)
 
 
 def _entry(entry: crew_service_pb2.ContextEntry) -> dict[str, object]:
     # Not through message_dict: a null value would be left out.
-    return {"key": entry.key, "value": MessageToDict(entry.value), "version": str(entry.version)}
+    return {"key": entry.key, "value": _value(entry), "version": str(entry.version)}
+
+
+def _value(entry: crew_service_pb2.ContextEntry) -> Any:
+    return whole(MessageToDict(entry.value))

@@ -8,7 +8,7 @@ from google.protobuf.json_format import MessageToDict
 
 from factory_cli.client import Client
 from factory_cli.failures import CommandFailedError, UsageFailedError
-from factory_cli.output import Output
+from factory_cli.output import Output, whole
 from factory_cli.requests import duration, new_id, struct
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2
 
@@ -49,7 +49,7 @@ async def run(client: Client, out: Output, crew: str, target: Target, text: str,
     if result.status.code:
         raise CommandFailedError(f"the task failed: {result.status.message}")
     if not out.as_json:
-        out.document(MessageToDict(result.output))
+        out.document(whole(MessageToDict(result.output)))
 
 
 async def follow(
