@@ -25,7 +25,7 @@ _PRINCIPALS: Final = {
     "factory": Principal.FACTORY,
 }
 # The subject as grpc spells it (RFC 2253); a comma inside a value is escaped.
-_GENERATION_RE = re.compile(rb"(?:^|(?<!\\\\),)OU=g([0-9]{1,18})(?=,|$)")
+_GENERATION_RE = re.compile(rb"(?:^|(?<!\\),)OU=g([0-9]{1,18})(?=,|$)")
 
 
 class CallContext(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ class RenewingChannel(grpc.aio.Channel):
         self._shown = identity()
         self._live = open_with(self._shown)
         self._version = 0
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def live(self) -> tuple[int, grpc.aio.Channel]:
         """The channel for new calls, and its version."""
@@ -32,7 +34,7 @@ class RenewingChannel(grpc.aio.Channel):
         shown = self._shown
         if current is not shown:
             self._shown = current
-            if current.certificate_pem != shown.certificate_pem or current.ca_pem != shown.ca_pem:
+            if _differs(current, shown):
                 self._live = self._open_with(current)
                 self._version += 1
         return self._version, self._live
@@ -45,6 +47,12 @@ class RenewingChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         await self._live.close(grace)
+        for stream in list(self._streams):
+            stream.cancel()  # one of an older channel
+
+    def remember(self, stream: Any) -> None:
+        """A stream may outlive its channel here; closing this one ends it."""
+        self._streams.add(stream)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self.live()[1].get_state(try_to_connect)
@@ -68,6 +76,15 @@ class RenewingChannel(grpc.aio.Channel):
         return _Multicallable(self, "stream_stream", args, kwargs)
 
 
+def _differs(current: Identity, shown: Identity) -> bool:
+    """Whether a connection has to show something else, or calls on it to carry a token they did not carry."""
+    return (
+        current.certificate_pem != shown.certificate_pem
+        or current.ca_pem != shown.ca_pem
+        or bool(current.token) != bool(shown.token)
+    )
+
+
 class _Multicallable:
     """One method of a stub, made anew when the channel under it is."""
 
@@ -88,4 +105,7 @@ class _Multicallable:
         if version != self._version:
             self._inner = getattr(live, self._kind)(*self._arguments, **self._options)
             self._version = version
-        return self._inner(*args, **kwargs)
+        call = self._inner(*args, **kwargs)
+        if self._kind != "unary_unary":
+            self._channel.remember(call)
+        return call

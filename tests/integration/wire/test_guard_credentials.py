@@ -24,7 +24,7 @@ from hyperfactory.v1 import factory_service_pb2_grpc as stubs
 from wire.channels import open_control_channel
 from wire.errors import Denied, FactoryError, Refused, Unauthenticated, Unavailable
 from wire.identity import FACTORY_AUTHORITY, Identity, agent_authority, operator_spiffe, thumbprint
-from wire.policy import Principal
+from wire.policy import PolicyTable, Principal, Resource, Row
 from wire.status import from_rpc_error
 
 CALL_MAX_S = 10.0
@@ -284,6 +284,50 @@ async def test_agents_are_served_within_their_crew_only(world: Any, agent: Any) 
         else:
             await call
     assert [caller.crew for caller in world.callers] == ["c1"]
+
+
+async def test_a_rule_of_self_lets_in_the_agent_itself_only(world: Any, agent: Any) -> None:
+    rows = dict(world.policy.rows)
+    name = "/hyperfactory.v1.AgentService/Describe"
+    rows[name] = Row(name, frozenset({Principal.AGENT}), resource=Resource.SELF)
+    world.policy = PolicyTable(rows)
+    me = world.agent("c1", "coder")
+    target = await world.serve(agent(world), lambda: me, own=lambda: ("c1", "coder"))
+    for caller, refused in (("coder", False), ("planner", True)):
+        channel = await world.dial(target, world.agent("c1", caller), agent_authority("coder", "c1"))
+        call = agent_service_pb2_grpc.AgentServiceStub(channel).Describe(
+            agent_service_pb2.DescribeRequest(), timeout=CALL_MAX_S
+        )
+        if refused:
+            assert isinstance(await failure(call), Denied)
+        else:
+            await call
+
+
+async def test_before_its_identity_an_agent_serves_no_other(world: Any, agent: Any) -> None:
+    me = world.agent("c1", "coder")
+    target = await world.serve(agent(world), lambda: me, own=lambda: ("", ""))
+    channel = await world.dial(target, world.agent("c1", "planner"), agent_authority("coder", "c1"))
+    call = agent_service_pb2_grpc.AgentServiceStub(channel).Describe(
+        agent_service_pb2.DescribeRequest(), timeout=CALL_MAX_S
+    )
+    assert isinstance(await failure(call), Denied)
+
+
+@pytest.mark.parametrize(("crew", "refused"), [("c1", False), ("c2", True), ("", True)])
+async def test_at_the_factory_the_rule_reads_the_requests_crew(
+    world: Any, factory: Any, crew: str, refused: bool
+) -> None:
+    rows = dict(world.policy.rows)
+    name = "/hyperfactory.v1.FactoryService/SpawnAgent"
+    rows[name] = Row(name, frozenset({Principal.AGENT}), resource=Resource.OWN_CREW)
+    world.policy = PolicyTable(rows)
+    channel = await world.dial(await world.serve(factory(world), validator=None), world.agent("c1"))
+    call = stubs.FactoryServiceStub(channel).SpawnAgent(pb.SpawnAgentRequest(crew=crew), timeout=CALL_MAX_S)
+    if refused:
+        assert isinstance(await failure(call), Denied)
+    else:
+        await call
 
 
 async def test_a_server_with_another_name_is_not_spoken_to(world: Any, agent: Any) -> None:

@@ -103,6 +103,32 @@ async def test_a_renewed_client_moves_on_and_its_streams_end_where_they_began(
     assert await call.code() is grpc.StatusCode.OK
 
 
+async def test_closing_ends_streams_that_began_before_a_renewal(world: Any, factory: Any) -> None:
+    shown = Shown(world.operator())
+    add, _ = serve_streams(world, factory)
+    channel = await world.dial(await world.serve(add), shown)
+    stub = stubs.FactoryServiceStub(channel)
+    call = stub.WatchAgents(pb.WatchAgentsRequest())
+    for _ in range(3):
+        await call.read()
+    shown.identity = world.operator()
+    await stub.GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S)
+    await channel.close()
+    async with asyncio.timeout(CALL_MAX_S):
+        assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+async def test_a_token_that_comes_later_is_sent(world: Any, factory: Any) -> None:
+    operator = world.operator()
+    shown = Shown(dataclasses.replace(operator, token=""))
+    stub = stubs.FactoryServiceStub(await world.dial(await world.serve(factory(world)), shown))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S)
+    shown.identity = operator
+    await stub.GetJwks(pb.GetJwksRequest(), timeout=CALL_MAX_S)
+    assert len(world.callers) == 1
+
+
 async def test_a_fresh_token_is_used_on_the_same_connection(world: Any, factory: Any) -> None:
     first = world.operator("ada", "reviewer")
     shown = Shown(first)
