@@ -42,7 +42,14 @@ class ExitStream:
             if item is not None:
                 return item
             if not self._hub.closed:
-                await self._hub.renew()
+                await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            await self._hub.renew()
+        except BaseException:
+            self.push(None)  # whoever asks again tries again
+            raise
 
     async def aclose(self) -> None:
         """Stop listening."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from tests.contract import small_agent
 from tests.contract.driver_suite import DEADLINE_S, DriverSuite, Rig, exits_of, until
 from tests.contract.small_agent import ask
 
+REPOSITORY = Path(__file__).parents[2]
+PATHS = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/gen"}
 ENTRY = "tests.contract.small_agent:run"
 
 
@@ -38,7 +42,7 @@ async def in_process(instance: FakeInstance) -> int:
 
 def files_below(directory: Path) -> list[str]:
     """What instances leave: not the server's own files."""
-    own = {"zygote.log", "zygote.lock", "zygote.sock"}
+    own = {"zygote.log", "zygote.lock", "zygote.sock", "users"}
     return sorted(
         str(path) for path in directory.rglob("*") if path.name not in own and not is_frame(path, directory)
     )
@@ -202,6 +206,35 @@ class NamespacesSuite(DriverSuite):
 
         await until(reaped, what="no orphan is left as a zombie")
 
+    async def test_a_killed_factory_leaves_instances_alive(self, rig: NamespacesRig) -> None:
+        """A whole other process makes an instance and is killed; we find it."""
+        source = f"""
+import asyncio, os, pathlib, signal
+from factory_server.core.sandbox import SandboxSpec
+from factory_server.drivers.namespaces.driver import NamespacesDriver
+
+async def main():
+    driver = NamespacesDriver(pathlib.Path({str(rig.state)!r}), factory={rig.factory!r}, entry={ENTRY!r},
+                              packages=("tests",), rootless={rig.rootless!r})
+    await driver.start()
+    await driver.create(SandboxSpec("a-g1"), deadline_s=10)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+        await rig.driver.terminate()
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", source], cwd=REPOSITORY, env=os.environ | PATHS, timeout=30
+        )
+        assert done.returncode == -signal.SIGKILL
+        rig.driver = rig.reopen()
+        await rig.driver.start()
+        (found,) = await rig.driver.list()
+        assert "pid" in await ask(found.control, {"do": "ping"})
+        async with exits_of(rig.driver) as exit_of:
+            await ask(found.control, {"do": "exit", "code": 4})
+            assert await exit_of("a-g1") == Exit("a-g1", code=4)
+
     async def test_a_crash_of_the_fork_server_leaves_instances_alive(self, rig: NamespacesRig) -> None:
         kept = await self.make(rig, "kept-g1", crew="red")
         lost = await self.make(rig, "lost-g1")
@@ -315,6 +348,15 @@ class TestFull(NamespacesSuite):
         users = [user_lines(sandbox.host_pid) for sandbox in (one, two)]
         assert users[0] != users[1]
         assert all("\t0\t" not in line for line in users)
+
+    async def test_two_factories_share_no_host_user(self, rig: NamespacesRig) -> None:
+        mine = await self.make(rig)
+        with tempfile.TemporaryDirectory(prefix="hft") as name:
+            other = NamespacesRig(Path(name))
+            await other.driver.start()
+            theirs = await self.make(other)
+            assert user_lines(mine.host_pid) != user_lines(theirs.host_pid)
+            await other.driver.terminate()
 
     async def test_a_leash_ends_what_nobody_holds(self, state: Path) -> None:
         driver = NamespacesDriver(state, factory=state.name, entry=ENTRY, packages=("tests",), leash_s=0.2)

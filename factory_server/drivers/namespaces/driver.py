@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -57,7 +58,7 @@ class NamespacesDriver:
         wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s)
         self._files = Files(where)
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._known: dict[str, Message] = {}
         self._cgroups = Cgroups((), factory)
         self._exits = ExitHub(self._renew)
@@ -118,8 +119,18 @@ class NamespacesDriver:
     async def _in_thread(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, action, *arguments)
 
-    def _lock(self, instance: str) -> asyncio.Lock:
-        return self._locks.setdefault(instance, asyncio.Lock())
+    @asynccontextmanager
+    async def _alone(self, instance: str) -> AsyncIterator[None]:
+        """One change of an instance's files at a time; the lock is forgotten with its last user."""
+        lock, users = self._locks.get(instance, (asyncio.Lock(), 0))
+        self._locks[instance] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(instance)
+            if users > 1:
+                self._locks[instance] = (lock, users - 1)
 
     # Verbs
 
@@ -173,7 +184,7 @@ class NamespacesDriver:
     async def publish(self, instance: str) -> str:
         """Take the service socket over, and its directory away from the agent."""
         self._live(instance)
-        async with self._lock(instance):
+        async with self._alone(instance):
             return await self._in_thread(self._files.publish, instance, not self._link.rootless)
 
     async def wire(self, instance: str, links: Mapping[str, str]) -> None:
@@ -182,7 +193,7 @@ class NamespacesDriver:
             if not _LINK.fullmatch(name):
                 raise Invalid(f"cannot wire '{instance}': '{name}' is not a link name")
         self._live(instance)
-        async with self._lock(instance):
+        async with self._alone(instance):
             missing = await self._in_thread(self._files.wire, instance, dict(links))
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
@@ -210,15 +221,13 @@ class NamespacesDriver:
 
     async def destroy(self, instance: str) -> None:
         """Kill, reap and wipe."""
-        async with self._lock(instance):
+        async with self._alone(instance):
             try:
                 await self._ask("destroy", DESTROY_MAX_S, instance=instance)
             except RejectedError as error:
                 raise Unavailable(f"cannot destroy '{instance}': {error}") from error
             self._known.pop(instance, None)
             await self._in_thread(self._files.remove, instance)
-        if not self._lock(instance).locked():
-            self._locks.pop(instance, None)
 
     def exits(self) -> AsyncIterator[Exit]:
         """Instances that ended, from now on; reading it also revives a dead fork server."""

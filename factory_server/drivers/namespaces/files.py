@@ -73,5 +73,5 @@ class Files:
         shutil.rmtree(self.where.sockets, ignore_errors=True)
         for name in ("instances", "logs", "root"):
             shutil.rmtree(self.where.state / name, ignore_errors=True)
-        for name in ("zygote.log", "zygote.lock"):
+        for name in ("zygote.log", "zygote.lock", "users"):
             (self.where.state / name).unlink(missing_ok=True)

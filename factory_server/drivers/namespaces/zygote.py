@@ -16,18 +16,20 @@ import resource
 import select
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from factory_server.drivers.namespaces import child, interpreter, mounts, records
 from factory_server.drivers.namespaces import syscalls as sys_
-from factory_server.drivers.namespaces.agents import UID_BASE, Nursery
+from factory_server.drivers.namespaces.agents import SLOTS_MAX, UID_BASE, Nursery
 from factory_server.drivers.namespaces.cgroups import Cgroups, detect
 from factory_server.drivers.namespaces.forkserver import ForkServer
 
 SOCKET_NAME: Final = "zygote.sock"
 BACKLOG: Final = 64
+LEASES: Final = Path("/run/hyperfactory-users")
+USER_BLOCKS: Final = 100
 LOCK_TRIES: Final = 100
 LOCK_PAUSE_S: Final = 0.02
 
@@ -61,6 +63,8 @@ def launch(settings: Settings) -> None:
     os.close(read_end)
     try:
         _lock(Path(settings.state))
+        if not settings.rootless:
+            settings = replace(settings, uid_base=_lease_users(Path(settings.state)))
         _detach(Path(settings.state))
         tree = interpreter.plan(settings.packages)
         _own_mounts(settings, tree)
@@ -88,6 +92,27 @@ def _lock(state: Path) -> None:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         select.select([], [], [], LOCK_PAUSE_S)  # its predecessor may be on its way out
     raise RuntimeError(f"another fork server runs for {state}")
+
+
+def _lease_users(state: Path) -> int:
+    """The first of a block of host user ids that no other factory on this host uses, as long as we live.
+
+    The block of an earlier server is taken again if it is free, because its agents may still run.
+    """
+    LEASES.mkdir(mode=0o700, exist_ok=True)
+    note = state / "users"
+    blocks = [int(note.read_text())] if note.exists() else []
+    for block in blocks + list(range(USER_BLOCKS)):
+        lease = os.open(LEASES / f"{block}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lease)
+            continue
+        os.set_inheritable(lease, True)
+        note.write_text(str(block))
+        return UID_BASE + block * SLOTS_MAX
+    raise RuntimeError(f"all {USER_BLOCKS} blocks of user ids below {LEASES} are in use")
 
 
 def _detach(state: Path) -> None:
