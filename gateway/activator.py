@@ -22,6 +22,7 @@ import structlog
 
 from gateway.factory import Issued
 from gateway.pipe import End, Held, Pipe, TlsClient, Traffic
+from gateway.ports import LOOPBACK
 from gateway.relay import Opening
 from wire.errors import Denied, FactoryError, Unavailable
 from wire.identity import Identity
@@ -55,7 +56,7 @@ class Verdicts:
 
     def of(self, peer: str) -> FactoryError:
         if peer not in self.held:
-            return Unavailable("the connection is over")
+            return Unavailable("nobody serves under this name now")
         authority, error = self.held[peer]
         if self.reachable(authority):
             return Unavailable(
@@ -104,14 +105,17 @@ class Activator:
             options=(
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_MS),
                 ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+                ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", 64 * 1024),
             )
         )
+        self._server.add_generic_rpc_handlers((_Refuse(self._verdicts),))
+        self._server.add_insecure_port(f"unix:{self._socket}")
+        self.absent_at = f"{LOOPBACK}:{self._server.add_insecure_port(f'{LOOPBACK}:0')}"
+        """Where Traefik leads calls on a connection to a group that has no route any more."""
         self.answered = 0
 
     async def start(self) -> None:
-        self._server.add_generic_rpc_handlers((_Refuse(self._verdicts),))
-        self._server.add_insecure_port(f"unix:{self._socket}")
         await self._server.start()
 
     async def stop(self) -> None:

@@ -23,6 +23,8 @@ class ToAgent:
 class ToGroup:
     """Lead it to Traefik, which balances its calls over the group's members."""
 
+    group: str
+
 
 @dataclass(frozen=True, slots=True)
 class Park:
@@ -73,7 +75,7 @@ def destination(
 
 def _nameless(authority: str, *, group: bool, routed: bool, current: bool) -> Destination:
     if group:
-        return ToGroup() if routed else Park("no member of the group serves yet")
+        return ToGroup(authority) if routed else Park("no member of the group serves yet")
     if not current:
         return Park("the registry cannot be read now")
     return Answer(

@@ -122,5 +122,5 @@ def _routes(gateway: Gateway) -> dict[str, Any]:
         "document": {"published": gateway.publisher.published, "applied": gateway.publisher.applied},
         "traefik": {"pid": gateway.traefik.pid, "restarts": gateway.traefik.restarts},
         "agents": agents,
-        "groups": sorted(gateway.publisher.applied_groups),
+        "groups": {group: sorted(names) for group, names in gateway.publisher.applied_groups.items()},
     }

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
+from typing import Final
 
 from gateway.routes import KeyPair
 
-PRIVATE = 0o600
+SCRATCH: Final = ".new-"
 
 
 def write(path: Path, content: bytes) -> None:
     """Replace a file in one step; only its owner may read it."""
-    scratch = path.with_name(f".{path.name}.new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
+    descriptor, scratch = tempfile.mkstemp(prefix=SCRATCH, dir=path.parent)  # 0600; a name of its own
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
-    scratch.replace(path)
+    Path(scratch).replace(path)
 
 
 def versioned(directory: Path, stem: str, suffix: str, content: bytes) -> str:
@@ -39,5 +40,5 @@ def key_pair(directory: Path, stem: str, certificate_pem: bytes, key_pem: bytes)
 def sweep(directory: Path, keep: bytes) -> None:
     """Remove the files that the document `keep` does not name."""
     for path in directory.iterdir():
-        if str(path).encode() not in keep:
+        if not path.name.startswith(SCRATCH) and str(path).encode() not in keep:
             path.unlink(missing_ok=True)

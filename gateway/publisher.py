@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ import structlog
 
 from gateway.factory import Issued
 from gateway.files import key_pair, sweep, versioned, write
-from gateway.registry import Registry
+from gateway.registry import Registry, Route
 from gateway.routes import (
     CONFIGZ_PATH,
     GATEWAY_AUTHORITY,
@@ -40,6 +40,9 @@ HEAD_MAX_BYTES: Final = 8192
 
 log = structlog.get_logger()
 
+Groups = Mapping[str, Sequence[str]]
+"""The names of the members by the name of the group."""
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -49,6 +52,7 @@ class Addresses:
     factory: str
     relay: str
     members: str
+    absent: str
 
 
 class Publisher:
@@ -72,8 +76,8 @@ class Publisher:
         self._tls.mkdir(mode=0o700, exist_ok=True)
         self._certificates: dict[str, tuple[KeyPair, float]] = {}
         self._body = self._last_good()
-        self._published_groups: frozenset[str] = frozenset()
-        self.applied_groups: frozenset[str] = frozenset()
+        self._published_groups: Groups = {}
+        self.applied_groups: Groups = {}
         self._news = asyncio.Event()
         self._probing: tuple[Identity, ssl.SSLContext] | None = None
         self.published = ""
@@ -117,7 +121,7 @@ class Publisher:
             return
         await asyncio.to_thread(write, self._file, body)
         self._body, self.published = body, version
-        self._published_groups = frozenset(certificates)
+        self._published_groups = _groups(members, certificates)
         self._news.set()
         log.info("published", action="document.published", version=version, groups=len(certificates))
 
@@ -126,6 +130,7 @@ class Publisher:
             factory=self._addresses.factory,
             relay=self._addresses.relay,
             members=self._addresses.members,
+            absent=self._addresses.absent,
             ca=versioned(self._tls, "ca", ".pem", identity.ca_pem),
             identity=key_pair(self._tls, "gateway", identity.certificate_pem, identity.key_pem),
             groups=groups,
@@ -152,6 +157,7 @@ class Publisher:
 
     async def confirm(self) -> None:
         """Ask through the public port which document is applied: often after a change, else now and then."""
+        await self._news.wait()
         while True:
             version, groups = self.published, self._published_groups
             answered = await self._probe()
@@ -167,7 +173,7 @@ class Publisher:
             except TimeoutError:
                 continue
 
-    def _apply(self, version: str, groups: frozenset[str]) -> None:
+    def _apply(self, version: str, groups: Groups) -> None:
         self.applied, self.applied_groups = version, groups
         if version == self.published:
             sweep(self._tls, self._body)
@@ -214,6 +220,14 @@ class Publisher:
         services = json.loads(body)["tcp"]["services"]
         led = [services[name]["loadBalancer"]["servers"][0]["address"] for name in ("factory", "relay")]
         return body if led == [self._addresses.factory, self._addresses.relay] else b""
+
+
+def _groups(members: Iterable[Route], certified: Container[str]) -> Groups:
+    groups: dict[str, list[str]] = {}
+    for agent in members:
+        if agent.group in certified:
+            groups.setdefault(agent.group, []).append(agent.authority)
+    return groups
 
 
 def _client_context(identity: Identity, directory: Path) -> ssl.SSLContext:

@@ -63,8 +63,8 @@ def socket_path(target: str) -> str:
     return path if path.startswith("/") else ""
 
 
-Observer = Callable[[str, Route | None], None]
-"""Told an agent's id and its route now (None: it is gone)."""
+Observer = Callable[[Route, bool], None]
+"""Told the route of an agent as it is now, or as it was last, with True, when the agent is gone."""
 
 
 class Registry:
@@ -143,7 +143,7 @@ class Registry:
             self._names[route.authority] = route.agent
         if route.group:
             self._groups.setdefault(route.group, set()).add(route.agent)
-        self._tell(route, route)
+        self._tell(route, gone=False)
 
     def _remove(self, agent: str) -> None:
         route = self._agents.pop(agent, None)
@@ -156,15 +156,15 @@ class Registry:
             members.discard(agent)
             if not members:
                 del self._groups[route.group]
-        self._tell(route, None)
+        self._tell(route, gone=True)
 
-    def _tell(self, route: Route, now: Route | None) -> None:
+    def _tell(self, route: Route, *, gone: bool) -> None:
         if route.group:
             self.groups_changed.set()
             self.ring(route.group)
         self.ring(route.authority)
         for observer in self.observers:
-            observer(route.agent, now)
+            observer(route, gone)
 
     def ring(self, authority: str) -> None:
         """Wake those who wait for a change of this name."""

@@ -291,36 +291,44 @@ class Relay:
                     _, server = await loop.create_connection(Held, *self._groups_at())
         except (OSError, TimeoutError):
             return False
-        if isinstance(where, ToAgent) and self._registry.find(where.route.authority) != where.route:
+        if not self._still_right(where):
             server.transport.abort()
             return False
         self._join(client, server, where)
         return True
 
+    def _still_right(self, where: ToAgent | ToGroup) -> bool:
+        if isinstance(where, ToGroup):
+            return bool(self._registry.members(where.group))
+        now = self._registry.find(where.route.authority)
+        same = now is not None and now.agent == where.route.agent
+        return now is not None and same and _may_go_on(now, where.route.generation)
+
     def _join(self, client: Opening, server: Held, where: ToAgent | ToGroup) -> None:
         first = client.hand_over()
         self.gauges.traffic.connections += 1
-        agent, generation = (
-            (where.route.agent, where.route.generation) if isinstance(where, ToAgent) else ("", 0)
-        )
-        pipes = self._pipes[agent]
+        key = where.route.agent if isinstance(where, ToAgent) else where.group
+        pipes = self._pipes[key]
 
         def over(pipe: Pipe) -> None:
             self.gauges.traffic.connections -= 1
             pipes.pop(pipe, None)
             if not pipes:
-                self._pipes.pop(agent, None)
+                self._pipes.pop(key, None)
 
         pipe = Pipe.join(client.transport, server, first, self.gauges.traffic, over)
-        pipes[pipe] = generation
+        pipes[pipe] = where.route.generation if isinstance(where, ToAgent) else 0
 
     # -- ending ------------------------------------------------------------------------------------------
 
-    def _fence(self, agent: str, route: Route | None) -> None:
+    def _fence(self, route: Route, gone: bool) -> None:
         """Cut what leads to an instance that is not the live one; one that drains may finish its calls."""
-        self._waking.discard(agent)
-        for pipe, generation in tuple(self._pipes.get(agent, {}).items()):
-            if not _may_go_on(route, generation):
+        self._waking.discard(route.agent)
+        for pipe, generation in tuple(self._pipes.get(route.agent, {}).items()):
+            if gone or not _may_go_on(route, generation):
+                pipe.cut()
+        if gone and route.group and not self._registry.members(route.group):
+            for pipe in tuple(self._pipes.get(route.group, ())):
                 pipe.cut()
 
     def _sweep(self) -> None:
@@ -330,7 +338,7 @@ class Relay:
                     pipe.cut()
 
 
-def _may_go_on(route: Route | None, generation: int) -> bool:
-    if route is None or route.generation != generation:
+def _may_go_on(route: Route, generation: int) -> bool:
+    if route.generation != generation:
         return False
     return route.serving or route.state == types_pb2.AGENT_STATE_DRAINING

@@ -44,6 +44,7 @@ class Settings:
     factory: str
     relay: str
     members: str
+    absent: str
     ca: str
     identity: KeyPair
     groups: Mapping[str, KeyPair] = field(default_factory=dict)
@@ -136,12 +137,21 @@ def _http(served: Mapping[str, list[Route]], settings: Settings) -> Json:
             "tls": {},
         }
     }
+    # A group loses its route before its last connection: those calls shall not hear 404, which is UNIMPLEMENTED.
+    routers["absent"] = {
+        "entryPoints": [GROUPS],
+        "rule": "PathPrefix(`/`)",
+        "priority": 1,
+        "service": "absent",
+        "tls": {},
+    }
+    services: Json = {"absent": {"loadBalancer": {"servers": [{"url": f"h2c://{settings.absent}"}]}}}
     # The whole certificate, not some fields of it: agents bind the caller's token to it.
     middlewares: Json = {"caller": {"passTLSClientCert": {"pem": True}}}
-    document: Json = {"routers": routers, "middlewares": middlewares}
+    document: Json = {"routers": routers, "services": services, "middlewares": middlewares}
     if served:
         middlewares["retry"] = {"retry": {"attempts": RETRY_ATTEMPTS, "initialInterval": RETRY_INTERVAL}}
-        document["services"], document["serversTransports"] = {}, {}
+        document["serversTransports"] = {}
     for group, agents in served.items():
         name = f"group_{_key(group)}"
         routers[name] = {
@@ -152,9 +162,9 @@ def _http(served: Mapping[str, list[Route]], settings: Settings) -> Json:
             "tls": {},
         }
         members = [{"name": _key(agent.authority), "weight": 1} for agent in agents]
-        document["services"][name] = {"weighted": {"services": members}}
+        services[name] = {"weighted": {"services": members}}
         for agent in agents:
-            document["services"][_key(agent.authority)] = _member(agent, settings)
+            services[_key(agent.authority)] = _member(agent, settings)
             document["serversTransports"][_key(agent.authority)] = _transport(agent, settings)
     return document
 

@@ -71,6 +71,7 @@ class Gateway:
             factory=options.factory,
             relay=address_of(self._sockets["relay"]),
             members=address_of(self._sockets["members"]),
+            absent=self.activator.absent_at,
         )
         self.publisher = Publisher(
             self.registry,

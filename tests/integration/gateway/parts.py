@@ -66,6 +66,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         self.generation = generation
         self.callers: list[dict[str, Any]] = []
         self.metadata: list[dict[str, Any]] = []
+        self.streams = 0
 
     async def Describe(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.callers.append(context.auth_context())
@@ -74,6 +75,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         return agent_service_pb2.DescribeResponse(description=description)
 
     async def Deliver(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.streams += 1
         async for _ in requests:
             yield agent_service_pb2.DeliverResponse(attached=True)
 
@@ -158,11 +160,14 @@ class GatewayProcess:
             )
 
     async def ready(self) -> None:
-        async with asyncio.timeout(20):
-            while (await self.get("/readyz"))[0] != 200:
-                assert self._process is not None
-                assert self._process.returncode is None, self.log()
-                await asyncio.sleep(0.01)
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(20):
+                while (await self.get("/readyz"))[0] != 200:
+                    assert self._process.returncode is None, self.log()
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"not ready: {self.log()} {await self.get('/routes')}") from None
 
     async def get(self, path: str) -> tuple[int, bytes]:
         host, _, port = self.metrics.partition(":")
@@ -193,7 +198,8 @@ class GatewayProcess:
                 await asyncio.sleep(0.005)
 
     def log(self) -> str:
-        return (self.home / "gateway.log").read_text()
+        logs = (self.home / "gateway.log", self.home / "gw" / "traefik.log")
+        return "\n".join(log.read_text() for log in logs if log.exists())
 
     async def kill(self) -> None:
         assert self._process is not None
