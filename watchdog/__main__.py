@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import signal
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
@@ -50,14 +51,13 @@ async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with asyncio.TaskGroup() as group:
-        parts = [group.create_task(watchdog.run(), name="watchdog")]
+    async with AsyncExitStack() as stack:
         if arguments.metrics:
-            metrics = serve_metrics(arguments.metrics, lambda: watchdog.synced)
-            parts.append(group.create_task(metrics, name="metrics"))
+            await stack.enter_async_context(await serve_metrics(arguments.metrics, lambda: watchdog.synced))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        running = group.create_task(watchdog.run(), name="watchdog")
         await told_to_stop.wait()
-        for part in parts:
-            part.cancel()
+        running.cancel()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 
@@ -20,9 +21,11 @@ from wire.identity import FACTORY_AUTHORITY, Identity
 
 INTERVAL_DEFAULT_S = 2.0
 INTERVAL_MIN_S = 0.1
-TICKS_PER_INTERVAL = 20
+# Probes sent in one turn of the loop share its wake-ups: at 8 turns an interval 100 agents cost 2.0 % of a
+# core, at 20 turns 3.2 %.
+TICKS_PER_INTERVAL = 8
 TICK_MIN_S = 0.02
-TICK_MAX_S = 0.1
+TICK_MAX_S = 0.25
 
 PROBED_STATES = frozenset(
     {AgentState.AGENT_STATE_WARMING, AgentState.AGENT_STATE_READY, AgentState.AGENT_STATE_BUSY}
@@ -77,7 +80,7 @@ class Watchdog:
             # Turns of the loop in which answers that have arrived are taken in before anyone is judged.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            seen, self._observations = self._observations, []
+            seen = self._take_observations()
             now = time.monotonic()
             verdicts = self._judge.tick(now, seen)
             if verdicts:
@@ -91,10 +94,16 @@ class Watchdog:
             self._measure()
             await asyncio.sleep(self._judge.tick_s)
 
+    def _take_observations(self) -> list[Observation]:
+        seen, self._observations = self._observations, []
+        if self._prober.can_prove_itself(datetime.now(UTC)):
+            return seen
+        return [observation for observation in seen if observation.outcome is not Outcome.MISSED]
+
     async def _probe(self, probe: Probe, address: Address) -> None:
         seen = await self._prober.check(probe, address)
         self._observations.append(seen)
-        meters.PROBES.labels(seen.outcome.value).inc()
+        meters.PROBES_BY[seen.outcome].inc()
         if seen.outcome is not Outcome.MISSED:
             meters.ANSWER_S.observe(seen.ended - seen.sent)
 
@@ -143,7 +152,7 @@ def tick_for(interval_s: float) -> float:
 
 
 def _tell(verdict: Verdict) -> None:
-    meters.VERDICTS.labels(verdict.standing.value).inc()
+    meters.VERDICTS_BY[verdict.standing].inc()
     if not verdict.is_news:
         return
     level = log.warning if verdict.standing is Standing.DEAD else log.info

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from watchdog.judge import Outcome, Standing
+
 PROBES = Counter("hyperfactory_watchdog_probes", "Probes that ended.", ["outcome"])
 ANSWER_S = Histogram(
     "hyperfactory_watchdog_answer_seconds",
@@ -16,3 +18,7 @@ WATCHED = Gauge("hyperfactory_watchdog_agents", "Agents probed now.")
 BRAKED = Gauge("hyperfactory_watchdog_braked", "1 while too many are silent together to condemn any.")
 STALLS = Gauge("hyperfactory_watchdog_stalls", "Times the watchdog itself was late.")
 FORGIVEN = Gauge("hyperfactory_watchdog_forgiven_misses", "Misses not counted because of a stall.")
+
+# labels() costs several microseconds, so each is looked up once.
+PROBES_BY = {outcome: PROBES.labels(outcome.value) for outcome in Outcome}
+VERDICTS_BY = {standing: VERDICTS.labels(standing.value) for standing in Standing}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
+from cryptography.x509 import load_pem_x509_certificate
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from watchdog.judge import Observation, Outcome, Probe
@@ -42,6 +44,8 @@ class Prober:
     def __init__(self, identity: Callable[[], Identity]) -> None:
         self._identity = identity
         self._lines: dict[str, _Line] = {}
+        self._shown = b""
+        self._expires = datetime.min.replace(tzinfo=UTC)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -60,6 +64,14 @@ class Prober:
         if outcome is Outcome.MISSED:
             evidence = f"{evidence} after {ended - sent:.1f} s"
         return Observation(probe.agent, probe.generation, sent, ended, outcome, evidence)
+
+    def can_prove_itself(self, wall: datetime) -> bool:
+        """Its own certificate has not expired; with one that has, everybody would seem dead."""
+        certificate = self._identity().certificate_pem
+        if certificate != self._shown:
+            self._shown = certificate
+            self._expires = load_pem_x509_certificate(certificate).not_valid_after_utc
+        return wall < self._expires
 
     async def hang_up(self, agent: str) -> None:
         """Close the agent's channel; its probes in flight end as cancelled."""

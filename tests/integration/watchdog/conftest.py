@@ -55,13 +55,13 @@ class Authority:
     def __post_init__(self) -> None:
         self.certificate = self._sign("ca", [], self.key, is_ca=True)
 
-    def issue(self, who: str, spiffe: str, *dns: str) -> Path:
+    def issue(self, who: str, spiffe: str, *dns: str, lasts_s: float = 3600) -> Path:
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe), *map(x509.DNSName, dns)]
         directory = self.home / who
         directory.mkdir()
         pem = serialization.Encoding.PEM
-        (directory / "cert.pem").write_bytes(self._sign(who, names, key).public_bytes(pem))
+        (directory / "cert.pem").write_bytes(self._sign(who, names, key, lasts_s=lasts_s).public_bytes(pem))
         (directory / "key.pem").write_bytes(
             key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
@@ -72,7 +72,13 @@ class Authority:
         return self.issue(name, agent_spiffe(CREW, name), agent_authority(name, CREW))
 
     def _sign(
-        self, who: str, names: list[x509.GeneralName], key: ec.EllipticCurvePrivateKey, *, is_ca: bool = False
+        self,
+        who: str,
+        names: list[x509.GeneralName],
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        is_ca: bool = False,
+        lasts_s: float = 3600,
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (
@@ -82,7 +88,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=1))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + timedelta(seconds=lasts_s))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if names:
@@ -138,8 +144,8 @@ class Stage:
     def factory_target(self) -> str:
         return f"unix:{self.home}/f.sock"
 
-    def watchdog_identity(self) -> Path:
-        return self.authority.issue("watchdog", part_spiffe("watchdog"))
+    def watchdog_identity(self, lasts_s: float = 3600) -> Path:
+        return self.authority.issue("watchdog", part_spiffe("watchdog"), lasts_s=lasts_s)
 
     @asynccontextmanager
     async def factory(self) -> AsyncIterator[None]:
@@ -226,7 +232,7 @@ def until() -> Callable[[Callable[[], object]], Any]:
 
     async def wait(condition: Callable[[], object]) -> None:
         async with asyncio.timeout(WAIT_MAX_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
                 await asyncio.sleep(0.01)
 
     return wait

@@ -6,12 +6,14 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 
 from hyperfactory.v1.factory_service_pb2 import AgentHealth, HealthVerdict
 from hyperfactory.v1.types_pb2 import AgentState
 from tests.integration.watchdog.conftest import Stage
 from watchdog import Watchdog
-from wire.identity import IdentityFile
+from watchdog.probe import Prober
+from wire.identity import IdentityFile, load_identity, part_spiffe
 
 DEAD = HealthVerdict.HEALTH_VERDICT_DEAD
 SUSPECT = HealthVerdict.HEALTH_VERDICT_SUSPECT
@@ -127,7 +129,7 @@ async def test_a_stopped_agent_is_left_alone_and_a_successor_gets_full_grace(
         await until(lambda: [r for r in stage.registry.about("agent") if r.misses >= 2])
         stage.registry.put(stage.agent("agent", generation=2))
         await until(lambda: [r for r in stage.registry.about("agent") if r.generation == 2])
-        assert [r for r in stage.registry.about("agent") if r.generation == 2][0].misses == 1
+        assert next(r for r in stage.registry.about("agent") if r.generation == 2).misses == 1
         gone = stage.agent("agent", generation=2)
         gone.state = AgentState.AGENT_STATE_STOPPED
         stage.registry.put(gone)
@@ -155,3 +157,15 @@ async def test_a_stall_of_the_watchdog_itself_condemns_nobody(stage: Stage, unti
         stage.signal("watchdog", signal.SIGTERM)
         async with asyncio.timeout(5):
             assert await stage.processes["watchdog"].wait() == 0
+
+
+def test_a_watchdog_knows_when_its_own_certificate_has_expired(stage: Stage) -> None:
+    """With one that has, every handshake fails and everybody would seem dead."""
+    shown = [load_identity(stage.watchdog_identity(lasts_s=60))]
+    prober = Prober(lambda: shown[0])
+    now = datetime.now(UTC)
+    assert prober.can_prove_itself(now)
+    later = now + timedelta(minutes=2)
+    assert not prober.can_prove_itself(later)
+    shown[0] = load_identity(stage.authority.issue("renewed", part_spiffe("watchdog")))
+    assert prober.can_prove_itself(later)
