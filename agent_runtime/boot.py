@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -47,6 +48,7 @@ async def serve(paths: Paths, ready_fd: int = NO_READY_FD) -> None:
     """Serve until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    _watch_children_by_descriptor()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     runtime = Runtime(paths, own_process=True)
@@ -56,3 +58,16 @@ async def serve(paths: Paths, ready_fd: int = NO_READY_FD) -> None:
         os.close(ready_fd)
     await stopping.wait()
     await runtime.stop()
+
+
+def _watch_children_by_descriptor() -> None:
+    """Wait for programs without a thread for each, which Python before 3.12 would start."""
+    if sys.version_info >= (3, 12) or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return  # an old kernel, or a sandbox that refuses it
+    watcher = asyncio.PidfdChildWatcher()
+    watcher.attach_loop(asyncio.get_running_loop())
+    asyncio.set_child_watcher(watcher)

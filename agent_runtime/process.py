@@ -24,7 +24,8 @@ from wire.errors import Exhausted, Invalid
 
 log = logging.getLogger(__name__)
 
-READ_CHUNK_BYTES: Final = 16 * 1024
+# Killed processes are gone in milliseconds; what holds a pipe longer has left the group.
+PIPES_MAX_S: Final = 1.0
 MEMORY_DEFAULT_BYTES: Final = 256 * 1024 * 1024
 WRITTEN_MAX_BYTES: Final = 64 * FILE_MAX_BYTES
 # Of our own environment only these reach a program: the rest may carry secrets.
@@ -63,27 +64,29 @@ class Runner:
         """Run to the end, or kill the program's group at the timeout or on cancellation."""
         if self._running >= SUBPROCESSES_MAX:
             raise Exhausted(f"cannot run more than {SUBPROCESSES_MAX} programs at once", quota="subprocesses")
+        timeout_s = min(timeout_s, TASK_MAX_S)
         self._running += 1
         try:
-            process = await self._start(argv, cwd or self._workspace)
+            transport, program = await self._start(argv, cwd or self._workspace, output_max_bytes)
             try:
-                _limit(process.pid, memory_max_bytes, min(timeout_s, TASK_MAX_S))
-                return await _finish(process, stdin, min(timeout_s, TASK_MAX_S), output_max_bytes)
+                _limit(transport.get_pid(), memory_max_bytes, timeout_s)
+                timed_out = await _finish(transport, program, stdin, timeout_s)
             finally:
-                await _end_group(process)
+                await _end(transport, program)
+            return program.completed(transport.get_returncode(), timed_out)
         finally:
             self._running -= 1
 
-    async def _start(self, argv: Sequence[str], cwd: Path) -> asyncio.subprocess.Process:
+    async def _start(
+        self, argv: Sequence[str], cwd: Path, output_max_bytes: int
+    ) -> tuple[asyncio.SubprocessTransport, _Program]:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
-            return await asyncio.create_subprocess_exec(
+            return await asyncio.get_running_loop().subprocess_exec(
+                lambda: _Program(output_max_bytes),
                 *argv,
                 cwd=cwd,
                 env={**inherited, "HOME": str(self._workspace), **self._env},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
         except BlockingIOError as error:
@@ -92,6 +95,37 @@ class Runner:
             ) from error
         except (OSError, ValueError) as error:
             raise Invalid(f"cannot start '{argv[0]}': {error}") from error
+
+
+class _Program(asyncio.SubprocessProtocol):
+    """Keeps the first bytes of each pipe and throws the rest away, so that the program never blocks on us.
+
+    A protocol of our own because a `Process.wait()` also waits for the pipes, which a grandchild that left
+    the group may hold open for ever.
+    """
+
+    def __init__(self, output_max_bytes: int) -> None:
+        self._max_bytes = output_max_bytes
+        self._kept = {1: bytearray(), 2: bytearray()}
+        self._truncated = False
+        self.exited = asyncio.Event()
+        self.disconnected = asyncio.Event()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        kept = self._kept[fd]
+        room = self._max_bytes - len(kept)
+        kept += data[:room]
+        self._truncated = self._truncated or len(data) > room
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.disconnected.set()
+
+    def completed(self, code: int | None, timed_out: bool) -> Completed:
+        out, err = (self._kept[fd].decode(errors="replace") for fd in (1, 2))
+        return Completed(-signal.SIGKILL if code is None else code, out, err, timed_out, self._truncated)
 
 
 def _limit(pid: int, memory_max_bytes: int, cpu_max_s: float) -> None:
@@ -115,53 +149,30 @@ def _limit(pid: int, memory_max_bytes: int, cpu_max_s: float) -> None:
 
 
 async def _finish(
-    process: asyncio.subprocess.Process, stdin: bytes, timeout_s: float, output_max_bytes: int
-) -> Completed:
-    assert process.stdin and process.stdout and process.stderr
-    out, err = _Sink(process.stdout, output_max_bytes), _Sink(process.stderr, output_max_bytes)
-    timed_out = False
-    try:
-        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
-            group.create_task(_feed(process.stdin, stdin), name="feed")
-            group.create_task(out.drain(), name="stdout")
-            group.create_task(err.drain(), name="stderr")
-            group.create_task(process.wait(), name="wait")
-    except TimeoutError:
-        timed_out = True
-        await _end_group(process)
-    code = process.returncode if process.returncode is not None else -signal.SIGKILL
-    return Completed(code, out.text(), err.text(), timed_out, out.truncated or err.truncated)
-
-
-async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a program need not read its input
-        pipe.write(data)
-        await pipe.drain()
+    transport: asyncio.SubprocessTransport, program: _Program, stdin: bytes, timeout_s: float
+) -> bool:
+    """Feed the program and wait for its exit; tells whether time ran out first."""
+    pipe = transport.get_pipe_transport(0)
+    if isinstance(pipe, asyncio.WriteTransport):
+        pipe.write(stdin)
         pipe.close()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await program.exited.wait()
+    except TimeoutError:
+        return True
+    return False
 
 
-class _Sink:
-    """Keeps the first bytes of a pipe and throws the rest away, so that the program never blocks on us."""
-
-    def __init__(self, pipe: asyncio.StreamReader, max_bytes: int) -> None:
-        self._pipe = pipe
-        self._max_bytes = max_bytes
-        self._data = bytearray()
-        self.truncated = False
-
-    async def drain(self) -> None:
-        while chunk := await self._pipe.read(READ_CHUNK_BYTES):
-            room = self._max_bytes - len(self._data)
-            self._data += chunk[:room]
-            self.truncated = self.truncated or len(chunk) > room
-
-    def text(self) -> str:
-        return self._data.decode(errors="replace")
-
-
-async def _end_group(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the program's group, and reap the program itself."""
+async def _end(transport: asyncio.SubprocessTransport, program: _Program) -> None:
+    """Kill what is left of the program's group, reap it, and take what its pipes still hold."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode is None:
-        await process.wait()
+        os.killpg(transport.get_pid(), signal.SIGKILL)
+    try:
+        async with asyncio.timeout(PIPES_MAX_S):
+            await program.exited.wait()
+            await program.disconnected.wait()
+    except TimeoutError:
+        log.info("a program left a process behind that holds its pipes")
+    finally:
+        transport.close()
