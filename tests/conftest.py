@@ -16,12 +16,13 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: postgres.PostgresServer) -> str:
+def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
-    return postgres.database(postgres_server, postgres.TEMPLATE)
+    with postgres.empty_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture
 def blank_postgres_url(postgres_server: postgres.PostgresServer) -> str:
     """A database without any table."""
-    return postgres.database(postgres_server, "template0")
+    return postgres_server.create()
