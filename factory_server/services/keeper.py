@@ -346,10 +346,11 @@ class Keeper:
         if crew.wish_gone and not self._agents:
             await self._parts.bus.drop_crew(crew.id)
         await self._rewire()
+        if self.settle is not None:
+            # Before the last step: with it the crew is gone, and this keeper ends in whatever it does.
+            await self.settle(crew.id)
         if gone:
             await self._batcher.step([teardown.drained(a) for a in gone])
-        if self.settle is not None:
-            await self.settle(crew.id)
         return bool(gone)
 
     # Steps
