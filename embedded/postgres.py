@@ -28,6 +28,8 @@ SETTINGS = {
     "shared_buffers": "64MB",
     "max_connections": "200",
     "max_wal_size": "512MB",
+    # After a kill, flush by one syncfs instead of a thousand fsyncs: 0.2 s until it answers, not 2 s.
+    "recovery_init_sync_method": "syncfs",
     "huge_pages": "off",
     "io_method": "sync",
     "max_logical_replication_workers": "0",
@@ -117,7 +119,7 @@ class EmbeddedPostgres:
         if fresh.exists():
             shutil.rmtree(fresh)
         options = ["--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        options += ["--locale=C", "--no-instructions", "-U", USER, "-D", str(fresh)]
+        options += ["--locale=C", "--sync-method=syncfs", "--no-instructions", "-U", USER, "-D", str(fresh)]
         command = self._command("postgres-initdb", "initdb", *options)
         if await run_once(command, INITDB_WITHIN_S) != 0:
             raise CannotStartError(f"cannot create the database cluster: {tail(command)}")

@@ -12,7 +12,7 @@ import structlog
 from embedded.process import Command, Process, bound_log, find, spawn, tail
 
 READY_POLL_MIN_S = 0.02
-READY_POLL_MAX_S = 0.2
+READY_POLL_MAX_S = 0.1
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 10.0
 STEADY_S = 30.0
@@ -145,7 +145,7 @@ class Supervised:
             if await self.service.ready():
                 return process.running
             await asyncio.sleep(pause_s)
-            pause_s = min(READY_POLL_MAX_S, pause_s * 1.5)
+            pause_s = min(READY_POLL_MAX_S, pause_s * 1.3)
         return False
 
     async def _watch(self) -> int | None:
