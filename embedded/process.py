@@ -154,6 +154,15 @@ def find(command: Command) -> tuple[Process, str] | None:
     return Process(record["pid"], pidfd, adopted=True), record["digest"]
 
 
+def named(command: Command) -> int | None:
+    """Return the pid that the pidfile holds, alive or not."""
+    try:
+        record = svcbox.parse_record(command.pidfile.read_text())
+    except FileNotFoundError:
+        return None
+    return record["pid"] if record else None
+
+
 def tail(command: Command) -> str:
     """Return the log's last lines, for a sentence that says why a start failed."""
     with contextlib.suppress(FileNotFoundError), command.log.open("rb") as file:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from embedded.process import Command, Process, bound_log, find, spawn, tail
+from embedded.process import Command, Process, bound_log, find, named, spawn, tail
 
 READY_POLL_MIN_S = 0.02
 READY_POLL_MAX_S = 0.1
@@ -142,7 +142,8 @@ class Supervised:
         loop = asyncio.get_running_loop()
         pause_s = READY_POLL_MIN_S
         while process.running and loop.time() < deadline:
-            if await self.service.ready():
+            # Another launcher may have been first: then it is not our process that answers, and ours ends.
+            if await self.service.ready() and named(self.service.command) == process.pid:
                 return process.running
             await asyncio.sleep(pause_s)
             pause_s = min(READY_POLL_MAX_S, pause_s * 1.3)
