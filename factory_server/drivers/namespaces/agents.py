@@ -100,7 +100,7 @@ class Nursery:
             raise RuntimeError(f"the fork server has {threads} threads: a fork would copy their locks")
         stem = records.stem(wish.instance)
         agent = Agent(
-            Record(wish.instance, slot, wish.labels), logs.LogWriter(STATE / "logs", stem), probe=wish.probe
+            Record(wish.instance, slot, wish.labels), logs.LogWriter(STATE / "logs" / stem), probe=wish.probe
         )
         try:
             agent.record = self.shelf.write(agent.record)
@@ -166,7 +166,7 @@ class Nursery:
         """Take over an agent that an earlier fork server left behind, or what is left of it."""
         stem = records.stem(record.instance)
         groups = record.groups or tuple(self.cgroups.existing(stem))
-        agent = Agent(replace(record, groups=groups), logs.LogWriter(STATE / "logs", stem))
+        agent = Agent(replace(record, groups=groups), logs.LogWriter(STATE / "logs" / stem))
         if not (record.ready and record.alive()):
             for pid in self.cgroups.pids(groups):  # half-made: nobody knows whether it would ever be ready
                 os.kill(pid, signal.SIGKILL)
@@ -231,7 +231,7 @@ class Nursery:
         if not self.cgroups.remove(agent.record.groups):
             return False
         agent.close()
-        logs.remove(STATE / "logs", records.stem(agent.instance))
+        logs.remove(agent.log.directory)
         self.shelf.remove(agent.instance)
         return True
 

@@ -246,8 +246,8 @@ class NamespacesDriver:
 
     async def logs(self, instance: str, *, tail_bytes: int, follow: bool) -> AsyncIterator[LogChunk]:
         """The newest output, then what is added while the instance lives."""
-        directory, name = self._files.where.state / "logs", stem(instance)
-        position, data = await self._in_thread(logs.tail, directory, name, tail_bytes)
+        directory = self._files.where.state / "logs" / stem(instance)
+        position, data = await self._in_thread(logs.tail, directory, tail_bytes)
         while True:
             if data:
                 yield LogChunk(data, position)
@@ -257,7 +257,7 @@ class NamespacesDriver:
                 return
             if alive:
                 await asyncio.sleep(LOG_POLL_S)
-            position, data = await self._in_thread(logs.since, directory, name, position)
+            position, data = await self._in_thread(logs.since, directory, position)
 
     def _live(self, instance: str) -> Message:
         item = self._known.get(instance)

@@ -1,4 +1,4 @@
-"""Bounded files of an agent's output: two of 256 KiB each, named by the offset at which they begin."""
+"""Bounded files of an agent's output, in a directory of its own: two of 256 KiB, named by their first offset."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ FILE_MAX_BYTES: Final = 256 * 1024
 FILES_KEPT: Final = 2
 
 
-def _files(directory: Path, stem: str) -> list[tuple[int, Path]]:
+def _files(directory: Path) -> list[tuple[int, Path]]:
     """An instance's files, oldest first, each with the offset of its first byte."""
-    found = []
-    for path in directory.glob(f"{stem}.*.log"):
-        offset = path.name[len(stem) + 1 : -len(".log")]
-        if offset.isdigit():
-            found.append((int(offset), path))
-    return sorted(found)
+    try:
+        return sorted((int(path.stem), path) for path in directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 @dataclass(slots=True)
@@ -28,7 +26,6 @@ class LogWriter:
     """Appends, and drops the oldest file when the newest is full."""
 
     directory: Path
-    stem: str
     _fd: int = field(default=-1)
     _base: int = 0
     _size: int = 0
@@ -44,7 +41,8 @@ class LogWriter:
 
     def _resume(self) -> None:
         """Go on where a fork server before us stopped."""
-        files = _files(self.directory, self.stem)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        files = _files(self.directory)
         if files:
             self._base = files[-1][0] + files[-1][1].stat().st_size
         self._roll()
@@ -53,9 +51,9 @@ class LogWriter:
         self.close()
         self._base += self._size
         self._size = 0
-        path = self.directory / f"{self.stem}.{self._base}.log"
+        path = self.directory / f"{self._base}.log"
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        for _, old in _files(self.directory, self.stem)[:-FILES_KEPT]:
+        for _, old in _files(self.directory)[:-FILES_KEPT]:
             old.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -65,10 +63,10 @@ class LogWriter:
             self._fd = -1
 
 
-def tail(directory: Path, stem: str, tail_bytes: int) -> tuple[int, bytes]:
+def tail(directory: Path, tail_bytes: int) -> tuple[int, bytes]:
     """The newest output, at most `tail_bytes`, and the offset at which it starts."""
     start, data = 0, b""
-    for offset, chunk in _chunks(directory, stem):
+    for offset, chunk in _chunks(directory):
         if not data:
             start = offset
         data += chunk
@@ -76,20 +74,22 @@ def tail(directory: Path, stem: str, tail_bytes: int) -> tuple[int, bytes]:
     return start + cut, data[cut:]
 
 
-def since(directory: Path, stem: str, position: int) -> tuple[int, bytes]:
+def since(directory: Path, position: int) -> tuple[int, bytes]:
     """Output from `position` on, or from the oldest byte still kept if that is later."""
-    start, data = tail(directory, stem, FILE_MAX_BYTES * FILES_KEPT)
+    start, data = tail(directory, FILE_MAX_BYTES * FILES_KEPT)
     skip = max(0, position - start)
     return start + min(skip, len(data)), data[skip:]
 
 
-def _chunks(directory: Path, stem: str) -> Iterator[tuple[int, bytes]]:
-    for offset, path in _files(directory, stem):
+def _chunks(directory: Path) -> Iterator[tuple[int, bytes]]:
+    for offset, path in _files(directory):
         with contextlib.suppress(FileNotFoundError):  # dropped by the writer meanwhile
             yield offset, path.read_bytes()
 
 
-def remove(directory: Path, stem: str) -> None:
-    """Drop every file of an instance."""
-    for _, path in _files(directory, stem):
+def remove(directory: Path) -> None:
+    """Drop all output of an instance."""
+    for _, path in _files(directory):
         path.unlink(missing_ok=True)
+    if directory.is_dir():
+        directory.rmdir()

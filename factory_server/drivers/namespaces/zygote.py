@@ -63,9 +63,9 @@ def launch(settings: Settings) -> None:
     os.close(read_end)
     try:
         _lock(Path(settings.state))
+        _detach(Path(settings.state))
         if not settings.rootless:
             settings = replace(settings, uid_base=_lease_users(Path(settings.state)))
-        _detach(Path(settings.state))
         tree = interpreter.plan(settings.packages)
         _own_mounts(settings, tree)
         os.set_inheritable(write_end, True)
@@ -99,10 +99,14 @@ def _lease_users(state: Path) -> int:
 
     The block of an earlier server is taken again if it is free, because its agents may still run.
     """
-    LEASES.mkdir(mode=0o700, exist_ok=True)
+    try:
+        LEASES.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        sys.stderr.write(f"host users may be shared with another factory: {error}\n")
+        return UID_BASE
     note = state / "users"
     blocks = [int(note.read_text())] if note.exists() else []
-    for block in blocks + list(range(USER_BLOCKS)):
+    for block in [*blocks, *range(USER_BLOCKS)]:
         lease = os.open(LEASES / f"{block}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +115,7 @@ def _lease_users(state: Path) -> int:
             continue
         os.set_inheritable(lease, True)
         note.write_text(str(block))
-        return UID_BASE + block * SLOTS_MAX
+        return int(UID_BASE + block * SLOTS_MAX)
     raise RuntimeError(f"all {USER_BLOCKS} blocks of user ids below {LEASES} are in use")
 
 
