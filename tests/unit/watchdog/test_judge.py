@@ -19,6 +19,7 @@ from watchdog.judge import (
     Subject,
     Verdict,
 )
+from watchdog.share import phase
 
 TICK_S = 0.1
 INTERVAL_S = 2.0
@@ -259,3 +260,18 @@ def test_beats_of_many_agents_are_spread_over_the_interval() -> None:
     world.run(INTERVAL_S)
     per_tick = [sum(t == sent for sent, _ in world.probes) for t in {sent for sent, _ in world.probes}]
     assert max(per_tick) < 3 * 1000 * TICK_S / INTERVAL_S
+
+
+@given(agent=st.text(), interval=st.floats(0.1, 600))
+def test_a_beat_taken_exactly_on_time_is_not_taken_again(agent: str, interval: float) -> None:
+    judge = Judge(tick_s=TICK_S)
+    judge.watch(0.0, Subject(agent, 1, interval))
+    beat = min(t for t in (interval - (-phase(agent) * interval) % interval, interval) if t > 0)
+    sent = [probe for t in (beat, beat, beat * (1 + 1e-12), beat + interval / 2) for probe in judge.due(t)]
+    assert len(sent) <= 1
+
+
+def test_what_was_in_flight_before_the_watch_began_does_not_count() -> None:
+    judge = Judge(tick_s=TICK_S)
+    judge.watch(5.0, Subject("a", 1, INTERVAL_S))
+    assert not judge.tick(5.1, [Observation("a", 1, 4.0, 5.05, Outcome.MISSED)])
