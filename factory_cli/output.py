@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-PIPE_WIDTH_COLUMNS = 1_000
-"""A pipe has no width; rows must not be wrapped there."""
+WIDTH_COLUMNS = 1_000
+"""A row stays one line however wide: ids are there to be copied, and pipes to be read line by line."""
 _STATE_STYLES = {
     "READY": "green",
     "BUSY": "cyan",
@@ -75,10 +75,10 @@ class Output:
 
         terminal = self.stdout.isatty()
         sheet = StringIO()
-        console = Console(file=sheet, width=None if terminal else PIPE_WIDTH_COLUMNS, force_terminal=terminal)
+        console = Console(file=sheet, width=WIDTH_COLUMNS, force_terminal=terminal)
         table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
         for column in columns:
-            table.add_column(column, no_wrap=not terminal)
+            table.add_column(column, no_wrap=True)
         for row in rows:
             table.add_row(*(Text(str(cell), style=_STATE_STYLES.get(str(cell), "")) for cell in row))
         console.print(table)

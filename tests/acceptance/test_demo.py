@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stack_process import processes_of, shell
+from stack_process import ROOT, processes_of, shell
+
+from factory_cli.failures import Exit
 
 DEMO_WITHIN_S = 30.0
 
@@ -32,6 +36,26 @@ async def test_the_demo_plays_to_its_end_and_leaves_nothing(tmp_path):
     assert report["leaks"] == 0
     assert report["mission"]["approved"] is True
     assert took_s < DEMO_WITHIN_S
+    assert processes_of(home) == []
+
+
+@pytest.mark.timeout(120)
+async def test_an_interrupted_demo_leaves_no_process(tmp_path):
+    home = tmp_path / "h"
+    run = shell(home, tmp_path / "bin")
+    process = await asyncio.create_subprocess_exec(
+        *(str(tmp_path / "bin" / "hyperfactory"), "demo"),
+        env=run.environment,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    while b"broadcast MISSION_START" not in (line := await process.stdout.readline()):
+        assert line, "the demo ended before it broadcast"
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == Exit.INTERRUPTED
+    assert b"Traceback" not in err
     assert processes_of(home) == []
 
 
