@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from gateway.relay import PARK_S, Limits
-from gateway.service import GRACE_S, Options, serve
+from gateway.service import GRACE_S, HELLO_S, Options, serve
 from wire.logs import configure
 
 
@@ -29,6 +29,9 @@ def _options() -> Options:
     parser.add_argument("--metrics", required=True, help="host:port of /metrics, /readyz and /routes")
     parser.add_argument("--park-s", type=float, default=PARK_S, help="how long a call waits for its agent")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="how long calls may finish at the end")
+    parser.add_argument(
+        "--hello-s", type=float, default=HELLO_S, help="how long a client may say nothing at first"
+    )
     given = parser.parse_args()
     return Options(
         factory=given.factory,
@@ -37,6 +40,7 @@ def _options() -> Options:
         state=given.state.resolve(),
         metrics=given.metrics,
         grace_s=given.grace_s,
+        hello_s=given.hello_s,
         limits=Limits(park_s=given.park_s),
     )
 

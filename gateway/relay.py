@@ -158,10 +158,15 @@ class Relay:
 
     async def run(self) -> None:
         """Own every connection's task until cancelled; `serve` may be called once this runs."""
-        async with asyncio.TaskGroup() as self._tasks:
-            while True:
-                await asyncio.sleep(SWEEP_EVERY_S)
-                self._sweep()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    await asyncio.sleep(SWEEP_EVERY_S)
+                    self._sweep()
+        finally:
+            for pipes in tuple(self._pipes.values()):
+                for pipe in tuple(pipes):
+                    pipe.cut()
 
     # -- accepting ---------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from wire.errors import Unavailable
 from wire.identity import Identity, IdentityFile
 
 GRACE_S: Final = 5.0
+HELLO_S: Final = 10.0
 IDENTITY_EVERY_S: Final = 0.2
 HUNG_AFTER_S: Final = 30.0
 """A Traefik that has not answered for so long is killed; long enough for a starved machine."""
@@ -47,6 +48,7 @@ class Options:
     state: Path
     metrics: str
     grace_s: float = GRACE_S
+    hello_s: float = HELLO_S
     limits: Limits = field(default_factory=Limits)
 
 
@@ -86,6 +88,7 @@ class Gateway:
             state=options.state,
             ports=ports,
             grace_s=options.grace_s,
+            hello_s=options.hello_s,
         )
         self.relay = Relay(
             self.registry,

@@ -24,7 +24,6 @@ from gateway.routes import GROUPS, PUBLIC
 POLL_INTERVAL: Final = "200ms"
 THROTTLE: Final = "100ms"
 STREAMS_MAX: Final = 5000
-HELLO_WITHIN: Final = "10s"
 SHORT_LIFE_S: Final = 5.0
 BACKOFF_MAX_S: Final = 2.0
 KILL_AFTER_S: Final = 2.0
@@ -40,6 +39,7 @@ class Listening:
     groups: str
     document: str
     grace_s: float
+    hello_s: float
 
 
 def executable() -> str:
@@ -58,8 +58,11 @@ def static_configuration(where: Listening) -> dict[str, Any]:
         "log": {"level": "WARN", "format": "json"},
         "ping": {"manualRouting": True},
         "entryPoints": {
-            PUBLIC: _entry_point(where.public, "0s", where.grace_s),
-            GROUPS: _entry_point(where.groups, "0s", where.grace_s),
+            # Only /configz ends here. For what passes through, Traefik drops the limit once it has read the
+            # server's name: it ends connections that say nothing, and no stream.
+            PUBLIC: _entry_point(where.public, where.hello_s, where.grace_s),
+            # Here the default of 60 s would end bidirectional streams.
+            GROUPS: _entry_point(where.groups, 0.0, where.grace_s),
         },
         "providers": {
             # The default of 2 s makes each change wait for the one before.
@@ -69,15 +72,14 @@ def static_configuration(where: Listening) -> dict[str, Any]:
     }
 
 
-def _entry_point(address: str, read_timeout: str, grace_s: float) -> dict[str, Any]:
+def _entry_point(address: str, read_timeout_s: float, grace_s: float) -> dict[str, Any]:
     return {
         "address": address,
         # `x_forwarded_…` must not pass where `x-forwarded-…` is replaced.
         "http": {"aliasHeadersStrategy": "reject"},
         "http2": {"maxConcurrentStreams": STREAMS_MAX},
         "transport": {
-            # The default of 60 s ends bidirectional streams.
-            "respondingTimeouts": {"readTimeout": read_timeout},
+            "respondingTimeouts": {"readTimeout": f"{read_timeout_s}s"},
             "lifeCycle": {"requestAcceptGraceTimeout": "0s", "graceTimeOut": f"{grace_s}s"},
         },
     }
@@ -86,12 +88,15 @@ def _entry_point(address: str, read_timeout: str, grace_s: float) -> dict[str, A
 class Traefik:
     """The supervised process."""
 
-    def __init__(self, *, public: str, document: str, state: Path, ports: Ports, grace_s: float) -> None:
+    def __init__(
+        self, *, public: str, document: str, state: Path, ports: Ports, grace_s: float, hello_s: float
+    ) -> None:
         self._public = public
         self._document = document
         self._state = state
         self._ports = ports
         self._grace_s = grace_s
+        self._hello_s = hello_s
         self._process: Process | None = None
         self._stopping = False
         self.restarts = 0
@@ -144,7 +149,7 @@ class Traefik:
 
     def _command(self) -> Command:
         groups = f"{self.groups_at[0]}:{self.groups_at[1]}"
-        where = Listening(self._public, groups, self._document, self._grace_s)
+        where = Listening(self._public, groups, self._document, self._grace_s, self._hello_s)
         text = json.dumps(static_configuration(where), indent=1).encode()
         file = self._state / "traefik.yml"  # JSON is YAML
         write(file, text)

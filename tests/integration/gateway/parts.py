@@ -226,15 +226,28 @@ class Stage:
         self._channels: list[grpc.aio.Channel] = []
         self._numbers = itertools.count()
         self.factory_server: grpc.aio.Server | None = None
-        directory = home / "pki" / "gateway"
-        directory.mkdir(parents=True)
+        self.directory = home / "pki" / "gateway"
+        self.directory.mkdir(parents=True)
+        self.renew_identity()
+
+    def renew_identity(self) -> None:
+        """Give the gateway a new certificate."""
         identity = self.authority.issue(part_spiffe("gateway"), ["gateway.svc"], ttl_s=PART_TTL_S)
         for name, content in (
             ("cert.pem", identity.certificate_pem),
             ("key.pem", identity.key_pem),
             ("ca.pem", identity.ca_pem),
         ):
-            (directory / name).write_bytes(content)
+            scratch = self.directory / f".{name}"
+            scratch.write_bytes(content)
+            scratch.replace(self.directory / name)
+
+    async def restart_gateway(self, *options: str) -> None:
+        """Replace the gateway by one with other options."""
+        await self.gateway.stop()
+        self.gateway = GatewayProcess(self.home, self.factory_address, *options)
+        await self.gateway.start()
+        await self.gateway.ready()
 
     async def start_factory(self) -> None:
         identity = self.authority.issue(

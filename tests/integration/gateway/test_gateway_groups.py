@@ -90,6 +90,20 @@ async def _alive(ping: Callable[[], Awaitable[Any]]) -> bool:
         return False
 
 
+async def test_renewed_identity_of_the_gateway_is_taken_up_without_a_lost_stream(stage: Stage) -> None:
+    _, service = await stage.ready_agent("coder-1", group="coder", replicas=2)
+    stub = stage.stub("coder")
+    async with stream(stub) as ping:
+        await ping()
+        await describe(stub)
+        before = service.callers[-1]["x509_pem_cert"]
+        stage.renew_identity()
+        async with asyncio.timeout(15):
+            while service.callers[-1]["x509_pem_cert"] == before:
+                await describe(stub)
+        assert (await ping()).attached
+
+
 async def test_group_waits_for_its_first_member(stage: Stage) -> None:
     agent = stage.agent("coder-1", state=types_pb2.AGENT_STATE_WARMING, group="coder", replicas=2)
     stage.registry.put(agent)

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from hyperfactory.v1 import types_pb2
-from tests.integration.gateway.parts import GatewayProcess, Stage, describe, stream
+from tests.integration.gateway.parts import Stage, describe, stream
 
 WAITING = [
     types_pb2.AGENT_STATE_PROVISIONING,
@@ -109,11 +109,22 @@ async def test_busy_and_ready_are_one_to_a_stream(stage: Stage) -> None:
     assert await stage.gateway.figure("fenced_connections_total") == 0
 
 
+async def test_client_that_says_nothing_is_cut_off_and_a_silent_stream_is_not(stage: Stage) -> None:
+    await stage.restart_gateway("--hello-s", "0.3")
+    await stage.ready_agent("coder-1")
+    async with stream(stage.stub("coder-1")) as ping:
+        await ping()
+        host, _, port = stage.gateway.address.partition(":")
+        for _ in range(2):  # as the first ends, the stream has been silent for longer than that
+            reader, writer = await asyncio.open_connection(host, int(port))
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()
+        assert (await ping()).attached
+
+
 async def test_call_that_waited_in_vain_is_unavailable(stage: Stage) -> None:
-    await stage.gateway.stop()
-    stage.gateway = GatewayProcess(stage.home, stage.factory_address, "--park-s", "0.3")
-    await stage.gateway.start()
-    await stage.gateway.ready()
+    await stage.restart_gateway("--park-s", "0.3")
     stage.registry.put(stage.agent("coder-1", state=types_pb2.AGENT_STATE_WARMING))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await describe(stage.stub("coder-1"))
