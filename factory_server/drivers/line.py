@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -32,24 +33,21 @@ class GrpcLine:
         self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
     ) -> agent_service_pb2.AssumeResponse:
         """See the port."""
-        try:
+        with _spoken():
             return await self._stub.Assume(request, timeout=deadline_s, wait_for_ready=False)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
     async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
         """See the port."""
         call = self._stub.Deliver()  # type: ignore[call-arg]  # without an iterator one reads and writes
         try:
             while True:
-                response = await call.read()
+                with _spoken():
+                    response = await call.read()
                 if not isinstance(response, agent_service_pb2.DeliverResponse):
                     return
                 if response.attached:
                     self._session = call
                 yield list(response.receipts)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         finally:
             if self._session is call:
                 self._session = None
@@ -62,8 +60,9 @@ class GrpcLine:
             raise Unavailable("the agent's session does not stand")
         try:
             async with self._writing:
-                await session.write(item)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                with _spoken():
+                    await session.write(item)
+        except asyncio.InvalidStateError as error:
             raise Unavailable(f"the agent's session broke: {error}") from error
 
     async def run_task(
@@ -72,10 +71,12 @@ class GrpcLine:
         """See the port."""
         call = self._stub.RunTask(request, timeout=deadline_s)
         try:
-            async for update in call:
+            while True:
+                with _spoken():
+                    update = await call.read()
+                if not isinstance(update, agent_service_pb2.AgentServiceRunTaskResponse):
+                    return
                 yield update
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         finally:
             call.cancel()
 
@@ -93,3 +94,21 @@ class GrpcLine:
     async def close(self) -> None:
         """See the port."""
         await self._channel.close(None)
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Native errors for what a call ends with.
+
+    A call whose channel is closed under it ends with CancelledError, though nobody cancelled the caller: that
+    is the instance's end, not the caller's.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Unavailable("the line to the agent was closed") from None

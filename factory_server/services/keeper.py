@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace as with_fields
 from datetime import datetime, timedelta
@@ -50,6 +51,7 @@ class Keeper:
         self._attempts: dict[str, int] = {}
         self._given: model.CrewRow | None = None
         self._bus_incarnation = ""
+        self._settle_at = 0.0
         self._prepared = False
         self.seen = asyncio.Event()
         self._roster: tuple[tuple[str, int], ...] = ()
@@ -157,6 +159,7 @@ class Keeper:
             return 0.0
         await self._share_roster(crew)
         await self._rewire()
+        await self._settle_work()
         return self._start_jobs(group, crew)
 
     def _see(self, crew: model.CrewRow) -> None:
@@ -196,6 +199,12 @@ class Keeper:
         await self._parts.store.disband(
             self.crew_id, None, ACTOR, failed=failed, reason=reason, message=message, drain_s=0.0
         )
+
+    async def _settle_work(self) -> None:
+        """Now and then, end what a process that died left open: its tasks, and signals that expired."""
+        if self.settle is not None and time.monotonic() >= self._settle_at:
+            self._settle_at = time.monotonic() + LOOK_AGAIN_S
+            await self.settle(self.crew_id)
 
     async def _share_roster(self, crew: model.CrewRow) -> None:
         roster = tuple((a.id, a.generation) for a in crew.agents if a.state is not AgentState.STOPPED)
