@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import signal
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
 from gateway.relay import PARK_S, Limits
 from gateway.service import GRACE_S, HELLO_S, Options, serve
 from wire.logs import configure
+
+FILES_MAX: Final = 32_768
+FILES_SPARE: Final = 256
+FILES_PER_CONNECTION: Final = 2
 
 
 def main() -> None:
@@ -41,8 +47,16 @@ def _options() -> Options:
         metrics=given.metrics,
         grace_s=given.grace_s,
         hello_s=given.hello_s,
-        limits=Limits(park_s=given.park_s),
+        limits=Limits(connections=_connections_max(), park_s=given.park_s),
     )
+
+
+def _connections_max() -> int:
+    """As many connections as there are file descriptors for, after asking for all that we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return (wanted - FILES_SPARE) // FILES_PER_CONNECTION
 
 
 async def _serve(options: Options) -> None:

@@ -64,7 +64,7 @@ class Factory:
             synced = False
             try:
                 synced = await self._watch(registry)
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
+            except (grpc.aio.AioRpcError, FactoryError, TimeoutError) as error:
                 synced = registry.current
                 log.warning("lost the registry", action="registry.lost", error=_says(error))
             registry.lost()
@@ -108,7 +108,7 @@ class Factory:
         request = pb.WakeAgentRequest(request_id=str(uuid.uuid4()), agent=route.agent)
         try:
             await self._stub.WakeAgent(request, timeout=WAKE_WITHIN_S)
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, FactoryError) as error:
             log.warning("cannot wake", action="agent.wake", agent=route.agent, error=_says(error))
             return False
         return True
@@ -118,4 +118,4 @@ def _says(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         native: FactoryError = from_rpc_error(error)
         return f"{error.code().name}: {native.message}"
-    return type(error).__name__
+    return str(error) or type(error).__name__

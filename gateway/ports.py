@@ -18,7 +18,7 @@ class Ports:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        self._ports = _remembered(file)
 
     def listen(self, name: str) -> socket.socket:
         """A listening socket."""
@@ -40,6 +40,13 @@ class Ports:
         if self._ports.get(name) != port:
             self._ports[name] = port
             write(self._file, json.dumps(self._ports).encode())
+
+
+def _remembered(file: Path) -> dict[str, int]:
+    try:
+        return {str(name): int(port) for name, port in json.loads(file.read_text()).items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return {}  # none, or one that a power cut has left in pieces
 
 
 def listen_on(address: str) -> socket.socket:

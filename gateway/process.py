@@ -81,7 +81,8 @@ def spawn(command: Command) -> Process:
     pid = os.posix_spawn(
         launcher[0],
         launcher,
-        dict(os.environ),
+        # Not our environment: Traefik takes settings from variables as well.
+        {"PATH": os.defpath, "HOME": str(command.pidfile.parent)},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(command.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),

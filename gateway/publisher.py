@@ -164,7 +164,7 @@ class Publisher:
             if answered:
                 self.answered_at_s = time.monotonic()
             if version and answered == version and self.applied != version:
-                self._apply(version, groups)
+                await self._apply(version, groups)
             self._news.clear()
             settled = bool(self.published) and self.applied == self.published
             try:
@@ -173,10 +173,10 @@ class Publisher:
             except TimeoutError:
                 continue
 
-    def _apply(self, version: str, groups: Groups) -> None:
+    async def _apply(self, version: str, groups: Groups) -> None:
         self.applied, self.applied_groups = version, groups
         if version == self.published:
-            sweep(self._tls, self._body)
+            await asyncio.to_thread(sweep, self._tls, self._body)
         for group in groups:
             self._registry.ring(group)
         log.info("applied", action="document.applied", version=version)
@@ -186,7 +186,7 @@ class Publisher:
         try:
             async with asyncio.timeout(PROBE_WITHIN_S):
                 return await self._ask()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError, FactoryError):
             return ""
 
     async def _ask(self) -> str:
@@ -214,11 +214,12 @@ class Publisher:
 
     def _last_good(self) -> bytes:
         """The document of our predecessor, if what it leads to is still where it was."""
-        if not self._file.exists():
-            return b""
-        body = self._file.read_bytes()
-        services = json.loads(body)["tcp"]["services"]
-        led = [services[name]["loadBalancer"]["servers"][0]["address"] for name in ("factory", "relay")]
+        try:
+            body = self._file.read_bytes()
+            services = json.loads(body)["tcp"]["services"]
+            led = [services[name]["loadBalancer"]["servers"][0]["address"] for name in ("factory", "relay")]
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return b""  # none, or one that a power cut has left in pieces
         return body if led == [self._addresses.factory, self._addresses.relay] else b""
 
 
