@@ -67,7 +67,7 @@ class Belongings:
 
 async def look(home: Path) -> Belongings:
     """Look everywhere. The host is looked at first: what is created meanwhile is then owned already."""
-    found = Belongings()
+    found, home = Belongings(), await asyncio.to_thread(home.resolve)
     host = await asyncio.to_thread(_Host.see, home)
     await _look_at_store(found, home)
     await _look_at_bus(found, home)

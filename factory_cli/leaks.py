@@ -76,7 +76,7 @@ COUNTERS: tuple[Counter, ...] = (
 
 
 async def count(home: Path) -> list[Count]:
-    """Count now, for an absolute home; after a disband use `settle`: what is on its way out counts, too."""
+    """Count now; after a disband use `settle`: what is on its way out counts, too."""
     found = await look(home)
     counts = []
     for counter in COUNTERS:

@@ -76,7 +76,14 @@ class Output:
         terminal = self.stdout.isatty()
         sheet = StringIO()
         console = Console(file=sheet, width=WIDTH_COLUMNS, force_terminal=terminal)
-        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+        table = Table(
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+            title=title,
+            title_justify="left",
+            show_header=any(columns),
+        )
         for column in columns:
             table.add_column(column, no_wrap=True)
         for row in rows:
