@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,9 +72,11 @@ class Records:
         """Store, stamped with this boot."""
         record = replace(record, boot=self._boot)
         path = self._path(record.instance)
-        body = asdict(record)
-        for group in body["groups"]:
-            group["controllers"] = sorted(group["controllers"])
+        # Written out: `asdict` leaks a little memory with every call, and this process lives for months.
+        body = {name: getattr(record, name) for name in Record.__slots__}
+        body["groups"] = [
+            {"version": g.version, "controllers": sorted(g.controllers), "path": g.path} for g in record.groups
+        ]
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(body))
         fresh.replace(path)
