@@ -67,7 +67,7 @@ class Runner:
         timeout_s = min(timeout_s, TASK_MAX_S)
         self._running += 1
         try:
-            transport, program = await self._start(argv, cwd or self._workspace, output_max_bytes)
+            transport, program = await self._started(argv, cwd or self._workspace, output_max_bytes)
             try:
                 _limit(transport.get_pid(), memory_max_bytes, timeout_s)
                 timed_out = await _finish(transport, program, stdin, timeout_s)
@@ -77,9 +77,19 @@ class Runner:
         finally:
             self._running -= 1
 
-    async def _start(
-        self, argv: Sequence[str], cwd: Path, output_max_bytes: int
-    ) -> tuple[asyncio.SubprocessTransport, _Program]:
+    async def _started(self, argv: Sequence[str], cwd: Path, output_max_bytes: int) -> _Running:
+        """Start whole or not at all: a cancelled `subprocess_exec` would kill the program but not its group,
+        and then wait without limit for whoever holds its pipes."""
+        starting = asyncio.get_running_loop().create_task(self._start(argv, cwd, output_max_bytes))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await _end(*starting.result())
+            raise
+
+    async def _start(self, argv: Sequence[str], cwd: Path, output_max_bytes: int) -> _Running:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
             return await asyncio.get_running_loop().subprocess_exec(
@@ -146,6 +156,9 @@ def _limit(pid: int, memory_max_bytes: int, cpu_max_s: float) -> None:
     except (PermissionError, ValueError) as error:
         # The sandbox's own limits still hold; these only spare the agent from its own tools.
         log.warning("cannot set a program's limits", extra={"error": str(error)})
+
+
+_Running = tuple[asyncio.SubprocessTransport, _Program]
 
 
 async def _finish(
