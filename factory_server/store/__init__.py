@@ -15,7 +15,7 @@ from factory_server.store.events import Events
 from factory_server.store.instances import Instances
 from factory_server.store.leases import Leases
 from factory_server.store.migrate import load, migrate
-from factory_server.store.pool import Changed, Database
+from factory_server.store.pool import CALL_MAX_S, Changed, Database
 from factory_server.store.pools import Pools
 from factory_server.store.profiles import Profiles
 from factory_server.store.requests import Requests
@@ -33,9 +33,9 @@ class PostgresStore(
 ):
     """The store on PostgreSQL 14 or later."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, call_max_s: float = CALL_MAX_S) -> None:
         self._url = url
-        self._db = Database(url)
+        self._db = Database(url, call_max_s)
 
     @property
     def on_commit(self) -> Callable[[Changed], None] | None:

@@ -42,12 +42,11 @@ class Broadcasts(Part):
         targets = dict(agents)
 
         async def body(transaction: Transaction) -> tuple[BroadcastRow, bool]:
-            now = (await transaction.one("database_now"))["now"]
-            fresh = new_id("b", now)
+            locked = await lock_crew(transaction, crew)
+            fresh = new_id("b", locked.now)
             earlier = await claim_request(transaction, request, fresh)
             if earlier is not None:
                 return await _read(transaction, earlier), True
-            locked = await lock_crew(transaction, crew)
             refuse_ended(locked.state, crew)
             row = await transaction.one(
                 "broadcast_insert",

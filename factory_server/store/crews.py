@@ -65,10 +65,10 @@ class Crews(Part):
         """Add one agent to a live crew; second value: replayed."""
 
         async def body(transaction: Transaction) -> tuple[AgentRow, bool]:
+            locked = await lock_crew(transaction, crew)
             earlier = await claim_request(transaction, request, plan.id)
             if earlier is not None:
                 return await read_agent(transaction, earlier), True
-            locked = await lock_crew(transaction, crew)
             if not locked.live:
                 raise Refused(
                     f"cannot add agent '{plan.name}': crew '{crew}' is {locked.state}",

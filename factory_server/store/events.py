@@ -24,6 +24,7 @@ class Events(Part):
         """Append events; return the last sequence."""
 
         async def body(transaction: Transaction) -> int:
+            await transaction.send("crew_lock", crew=crew)
             rows = await transaction.rows(
                 "events_append",
                 crew=crew,

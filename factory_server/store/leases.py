@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from factory_server.core.errors import Refused
 from factory_server.core.lifecycle import AgentEvent, AgentState
 from factory_server.core.model import AgentRow, RequestKey, Step
-from factory_server.store.crews import read_agent
 from factory_server.store.locked import LockedCrew, lock_agent
 from factory_server.store.pool import Part, Transaction, columns
 from factory_server.store.requests import claim_request
@@ -27,9 +26,9 @@ class Leases(Part):
         """READY → BUSY for `holder`."""
 
         async def body(transaction: Transaction) -> AgentRow:
-            if await claim_request(transaction, request, agent) is not None:
-                return await read_agent(transaction, agent)
             crew, row = await lock_agent(transaction, agent)
+            if await claim_request(transaction, request, agent) is not None:
+                return row
             await assign(crew, row, actor, holder=holder, lease_s=lease_s)
             await crew.finish()
             return crew.agents[agent]
@@ -49,9 +48,9 @@ class Leases(Part):
         """Prolong a lease."""
 
         async def body(transaction: Transaction) -> AgentRow:
-            if await claim_request(transaction, request, agent) is not None:
-                return await read_agent(transaction, agent)
             crew, row = await lock_agent(transaction, agent)
+            if await claim_request(transaction, request, agent) is not None:
+                return row
             _check_held(row, generation, holder)
             await _set_lease(crew, row, holder, crew.now + timedelta(seconds=lease_s))
             return crew.agents[agent]
@@ -64,9 +63,9 @@ class Leases(Part):
         """BUSY → READY by the holder."""
 
         async def body(transaction: Transaction) -> AgentRow:
-            if await claim_request(transaction, request, agent) is not None:
-                return await read_agent(transaction, agent)
             crew, row = await lock_agent(transaction, agent)
+            if await claim_request(transaction, request, agent) is not None:
+                return row
             if row.state is AgentState.READY and row.generation == generation:
                 return row
             _check_held(row, generation, holder)

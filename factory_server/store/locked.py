@@ -2,6 +2,9 @@
 
 Every change of an agent's state goes through here, so the lock on the crew's row orders a crew's events and
 makes the rows that a plan was made from the rows that it is applied to. The SQL compares again all the same.
+
+The lock comes before any write of the transaction: its number is drawn with the first write, so the numbers of
+a crew's transactions rise as its sequences do, and whoever reads all crews by them reads each in order.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ class Transaction:
 class Database:
     """A pool, and transactions on it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, call_max_s: float = CALL_MAX_S) -> None:
+        self._call_max_s = call_max_s
         self._pool = AsyncConnectionPool(
             url,
             min_size=CONNECTIONS_MIN,
@@ -133,15 +134,15 @@ class Database:
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run a transaction: commit when the body returns, roll back when it raises."""
-        return await self.within(CALL_MAX_S, self._tried(self._write, body))
+        return await self.within(self._call_max_s, self._tried(self._write, body))
 
     async def read(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run reads without a transaction around them: each statement sees its own moment."""
-        return await self.within(CALL_MAX_S, self._tried(self._read, body))
+        return await self.within(self._call_max_s, self._tried(self._read, body))
 
     async def snapshot(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run reads that all see one moment."""
-        return await self.within(CALL_MAX_S, self._tried(self._read_snapshot, body))
+        return await self.within(self._call_max_s, self._tried(self._read_snapshot, body))
 
     async def within(self, limit_s: float, call: Coroutine[Any, Any, T]) -> T:
         """Wait for a call, but no longer than the limit, even if its own ending takes longer."""

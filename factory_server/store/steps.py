@@ -8,7 +8,7 @@ from datetime import timedelta
 from factory_server.core.errors import Refused
 from factory_server.core.lifecycle import LIVE, AgentEvent, AgentState
 from factory_server.core.model import AgentRow, CrewRow, RequestKey, Step, Stepped, StepResult
-from factory_server.store.crews import read_agent, read_crew
+from factory_server.store.crews import read_crew
 from factory_server.store.locked import LockedCrew, lock_agent, lock_crew
 from factory_server.store.pool import Part, Transaction
 from factory_server.store.requests import claim_request
@@ -45,8 +45,8 @@ class Steps(Part):
         """Wish the crew gone and shut its agents down."""
 
         async def body(transaction: Transaction) -> CrewRow:
+            locked = await lock_crew(transaction, crew, None)
             if await claim_request(transaction, request, crew) is None:
-                locked = await lock_crew(transaction, crew, None)
                 await _disband(locked, actor, failed=failed, reason=reason, message=message, drain_s=drain_s)
             return await read_crew(transaction, crew)
 
@@ -58,9 +58,9 @@ class Steps(Part):
         """Shut an agent down from whatever state; a solo crew is wished gone with it."""
 
         async def body(transaction: Transaction) -> AgentRow:
-            if await claim_request(transaction, request, agent) is not None:
-                return await read_agent(transaction, agent)
             locked, row = await lock_agent(transaction, agent)
+            if await claim_request(transaction, request, agent) is not None:
+                return row
             reason = "Stopped"
             if locked.solo:
                 await _disband(locked, actor, failed=False, reason=reason, message="", drain_s=drain_s)
@@ -75,9 +75,9 @@ class Steps(Part):
         """Begin again with a FAILED agent, its budget cleared."""
 
         async def body(transaction: Transaction) -> AgentRow:
-            if await claim_request(transaction, request, agent) is not None:
-                return await read_agent(transaction, agent)
             locked, row = await lock_agent(transaction, agent)
+            if await claim_request(transaction, request, agent) is not None:
+                return row
             if row.state is not AgentState.FAILED:
                 raise Refused(
                     f"cannot retry agent '{agent}': it is {row.state}", metadata={"state": row.state}

@@ -37,12 +37,11 @@ class Tasks(Part):
         """Acquire the first READY agent for a new task; second value: joined."""
 
         async def body(transaction: Transaction) -> tuple[TaskRow, bool]:
-            now = (await transaction.one("database_now"))["now"]
-            fresh = new_id("t", now)
+            locked = await lock_crew(transaction, crew, list(agents))
+            fresh = new_id("t", locked.now)
             earlier = await claim_request(transaction, request, fresh)
             if earlier is not None:
                 return await _read(transaction, earlier), True
-            locked = await lock_crew(transaction, crew, list(agents))
             agent = _choose(locked, agents)
             await assign(locked, agent, actor, holder=holder_of(fresh), lease_s=lease_s)
             row = await transaction.one(

@@ -61,6 +61,11 @@ class PostgresServer:
         self._runner.run(self._embedded.stop())
         self._runner.close()
 
+    def restart(self) -> None:
+        """Go away for a moment; to be called from another thread than a loop's."""
+        self._runner.run(self._embedded.stop())
+        self._runner.run(self._embedded.start())
+
     def url_of(self, database: str) -> str:
         """The address of a database."""
         return self._embedded.url.replace("/hyperfactory?", f"/{database}?")

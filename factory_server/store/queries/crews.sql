@@ -1,12 +1,18 @@
 -- Crews under lock, and what is written about them.
 
+-- The gate comes before the row's lock, as waiting for a row may draw a transaction's number, and waiting at a
+-- gate does not: those numbers must rise with the crew's sequences.
+
 -- name: crew_lock
+WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock(4711, hashtext(%(crew)s::text)))
 SELECT id, state, wish_gone, failed, solo, min_ready, last_sequence, reason, message, ready_at, drain_until
-  FROM crew WHERE id = %(crew)s FOR NO KEY UPDATE;
+  FROM gate, crew WHERE id = %(crew)s FOR NO KEY UPDATE OF crew;
 
 -- name: crew_lock_of_agent
+WITH mine AS MATERIALIZED (SELECT crew FROM agent WHERE id = %(agent)s),
+gate AS MATERIALIZED (SELECT crew AS own, pg_advisory_xact_lock(4711, hashtext(crew)) FROM mine)
 SELECT id, state, wish_gone, failed, solo, min_ready, last_sequence, reason, message, ready_at, drain_until
-  FROM crew WHERE id = (SELECT crew FROM agent WHERE id = %(agent)s) FOR NO KEY UPDATE;
+  FROM gate, crew WHERE id = own FOR NO KEY UPDATE OF crew;
 
 -- name: crew_members
 SELECT clock_timestamp() AS now, array_agg(id) AS ids, array_agg(state) AS states
