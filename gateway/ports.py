@@ -29,9 +29,9 @@ class Ports:
         self._remember(name, sock.getsockname()[1])
         return sock
 
-    def reserve(self, name: str, *, anew: bool = False) -> int:
-        """A port for another process to listen on."""
-        if anew or name not in self._ports:
+    def reserve(self, name: str, *, free: bool = False) -> int:
+        """A port for another process to listen on; with `free`, one on which nobody listens now."""
+        if name not in self._ports or (free and not _is_free(self._ports[name])):
             with _listen(0) as sock:
                 self._remember(name, sock.getsockname()[1])
         return self._ports[name]
@@ -40,6 +40,14 @@ class Ports:
         if self._ports.get(name) != port:
             self._ports[name] = port
             write(self._file, json.dumps(self._ports).encode())
+
+
+def _is_free(port: int) -> bool:
+    try:
+        _listen(port).close()
+    except OSError:
+        return False
+    return True
 
 
 def _remembered(file: Path) -> dict[str, int]:

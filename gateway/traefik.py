@@ -119,8 +119,6 @@ class Traefik:
             short = time.monotonic() - started_s < SHORT_LIFE_S
             log.warning("traefik ended", action="traefik.ended", pid=self._process.pid, short=short)
             backoff_s = min(max(2 * backoff_s, 0.1), BACKOFF_MAX_S) if short else 0.0
-            if backoff_s == BACKOFF_MAX_S:  # perhaps somebody has taken the port that only we know of
-                self.groups_at = (LOOPBACK, self._ports.reserve("groups", anew=True))
             await asyncio.sleep(backoff_s)
 
     async def stop(self) -> None:
@@ -143,7 +141,8 @@ class Traefik:
                 log.info("adopted traefik", action="traefik.adopted", pid=running.pid)
                 return running
             await running.stop(KILL_AFTER_S)
-        process = spawn(command)
+        self.groups_at = (LOOPBACK, self._ports.reserve("groups", free=True))
+        process = spawn(self._command())
         log.info("started traefik", action="traefik.started", pid=process.pid)
         return process
 

@@ -201,6 +201,10 @@ class GatewayProcess:
         logs = (self.home / "gateway.log", self.home / "gw" / "traefik.log")
         return "\n".join(log.read_text() for log in logs if log.exists())
 
+    def open_files(self) -> int:
+        assert self._process is not None
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
     async def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
@@ -308,9 +312,13 @@ class Stage:
         """A client of the agent of this name through the gateway."""
         return agent_service_pb2_grpc.AgentServiceStub(self.channel(agent_authority(name, CREW), identity))
 
-    async def close(self) -> None:
+    async def close_channels(self) -> None:
         for channel in self._channels:
             await channel.close()
+        self._channels.clear()
+
+    async def close(self) -> None:
+        await self.close_channels()
         await self.gateway.stop()
         for server in (*self._servers, *([self.factory_server] if self.factory_server else [])):
             await server.stop(0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import grpc
@@ -119,6 +122,50 @@ async def test_what_changed_while_the_factory_was_gone_is_made_up_for(stage: Sta
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_port_that_was_taken_meanwhile_is_replaced(stage: Stage) -> None:
+    await stage.ready_agent("coder-1", group="coder", replicas=2)
+    await stage.gateway.stop()
+    ports = json.loads((stage.home / "gw" / "ports.json").read_text())
+    with contextlib.ExitStack() as taken:
+        for port in ports.values():
+            taken.enter_context(socket.create_server(("127.0.0.1", port)))
+        await stage.gateway.start()
+        await stage.gateway.ready()
+        assert (await describe_retrying(stage.stub("coder"))).agent == "id-coder-1"
+    assert not set(ports.values()) & set(json.loads((stage.home / "gw" / "ports.json").read_text()).values())
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"tcp": 1}'])
+async def test_broken_state_files_do_not_keep_the_gateway_down(stage: Stage, broken: bytes) -> None:
+    await stage.ready_agent("coder-1")
+    await stage.gateway.kill()
+    for name in ("ports.json", "document.json", "traefik.pid"):
+        (stage.home / "gw" / name).write_bytes(broken)
+    os.kill(_child(stage), signal.SIGKILL)  # with its pidfile gone, nobody could find it again
+    await stage.gateway.start()
+    await stage.gateway.ready()
+    assert (await describe_retrying(stage.stub("coder-1"))).agent == "id-coder-1"
+
+
+async def test_connections_leave_nothing_behind(stage: Stage) -> None:
+    await stage.ready_agent("coder-1")
+    stage.registry.put(stage.agent("late", state=types_pb2.AGENT_STATE_WARMING))
+    await describe(stage.stub("coder-1"))
+    await stage.close_channels()
+    await stage.gateway.figure_is("relayed_connections", 0)
+    before = stage.gateway.open_files()
+    for _ in range(10):
+        await describe(stage.stub("coder-1"))
+        for name in ("nobody", "late"):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await describe(stage.stub(name), within_s=0.4)
+        await stage.close_channels()
+    for figure in ("relayed_connections", "opening_connections", "parked_connections"):
+        await stage.gateway.figure_is(figure, 0)
+    # What grpc and Traefik keep for themselves for a while is a handful; ours would be tens.
+    await eventually(lambda: stage.gateway.open_files() <= before + 4)
+
+
 async def test_no_agent_of_a_dissolved_crew_is_routed(stage: Stage) -> None:
     agents = [(await stage.ready_agent(f"coder-{n}", group="coder", replicas=3))[0] for n in range(3)]
     await describe_retrying(stage.stub("coder"))
@@ -139,6 +186,16 @@ async def _traefik(stage: Stage) -> int:
         while not (pid := int((await stage.gateway.routes())["traefik"]["pid"])):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return pid
+
+
+def _child(stage: Stage) -> int:
+    """Traefik's pid, found by its command line."""
+    wanted = f"--configfile={stage.home}/gw/traefik.yml".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted in path.read_bytes():
+                return int(path.parent.name)
+    raise AssertionError("traefik does not run")
 
 
 def _runs(pid: int) -> bool:
