@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from embedded.process import Command
@@ -24,14 +26,16 @@ def factory_command(
     home: Path, ports: Mapping[str, int], database_url: str, bus_url: str, *extra: str, name: str = "factory"
 ) -> Command:
     """Write the factory's command line."""
-    return _command(
+    command = _command(
         home,
         name,
         "factory_server",
-        *("--home", str(home), "--database-url", database_url, "--bus-url", bus_url),
+        *("--home", str(home), "--database-url", database_url),
         *("--listen", _local(ports["factory"]), "--gateway", _local(ports["gateway"])),
         *("--metrics", _local(ports["factory_metrics"]), "--driver", "auto", *extra),
     )
+    # The bus's URL has a password, and a command line is everybody's to read.
+    return replace(command, env={**os.environ, "HYPERFACTORY_BUS_URL": bus_url})
 
 
 def terminate_command(home: Path, ports: Mapping[str, int], database_url: str, bus_url: str) -> Command:

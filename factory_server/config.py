@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from factory_server.drivers import KINDS
 
 POOL_TARGET = 4
+BUS_URL_VARIABLE = "HYPERFACTORY_BUS_URL"
+"""A command line is everybody's to read, an environment only its owner's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,12 @@ def parse(arguments: Sequence[str]) -> Config:
     parser = argparse.ArgumentParser("factory_server", description="Run a Hyper Agent Factory server.")
     parser.add_argument("--home", type=Path, required=True, help="directory for PKI and sandboxes")
     parser.add_argument("--database-url", required=True, help="PostgreSQL 15 or newer")
-    parser.add_argument("--bus-url", required=True, help="Redis 7 or Valkey, with an admin's credentials")
+    parser.add_argument(
+        "--bus-url",
+        default=os.environ.get(BUS_URL_VARIABLE),
+        required=BUS_URL_VARIABLE not in os.environ,
+        help=f"Redis 7 or Valkey, with an admin's credentials; better given in ${BUS_URL_VARIABLE}",
+    )
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port of the gRPC server (mTLS)")
     parser.add_argument(
         "--gateway", default="127.0.0.1:8443", help="host:port of the gateway, as told to clients"

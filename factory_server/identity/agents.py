@@ -11,7 +11,7 @@ from factory_server.identity.mint import AGENT_TOKEN_TTL_S, TokenMint
 from hyperfactory.v1 import agent_service_pb2
 from wire.identity import TRUST_DOMAIN, Identity, agent_spiffe, thumbprint
 
-CERTIFICATES_MAX: Final = 4096
+CERTIFICATES_MAX: Final = 512
 
 
 class AgentIdentities:

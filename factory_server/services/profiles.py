@@ -55,6 +55,11 @@ async def create(
 ) -> model.ProfileRow:
     """The profile as stored, a DRAFT. AlreadyExists."""
     given = request.profile
+    if not given.HasField("spec"):
+        raise Invalid(
+            "cannot create profile: spec is missing",
+            violations=[FieldViolation("profile.spec", "is missing", "REQUIRED")],
+        )
     row = _row(parts, given.name, given.spec, "DRAFT", given.description)
     if request.validate_only:
         return row

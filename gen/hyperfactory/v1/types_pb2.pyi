@@ -877,7 +877,7 @@ class Profile(_message.Message):
     """What it is for, for people."""
     @_builtins.property
     def spec(self) -> Global___ProfileSpec:
-        """What it says."""
+        """What it says. Needed to create a profile."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
