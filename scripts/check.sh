@@ -50,5 +50,7 @@ else
   step "buf breaking ($tag)" breaking
 fi
 step "gen is fresh" gen_is_fresh
+step "docs/lifecycle.md" python scripts/lifecycle.py --check
+step "docs/status.md" python scripts/status.py --check
 [ $failed = 0 ] && echo "check passed in ${SECONDS}s"
 exit $failed
