@@ -73,7 +73,7 @@ async def serve(
         return await ended
     finally:
         for server in servers:
-            await server.stop(None)
+            await server.stop(1.0)  # the answer to `exit` is on its way
 
 
 async def _connect(path: Path) -> str:

@@ -277,6 +277,20 @@ asyncio.run(main())
         await until(read, what="all output was taken")
         assert sum(path.stat().st_size for path in (rig.state / "logs/a-g1").iterdir()) <= 2 * 256 * 1024
 
+    async def test_a_long_state_directory_still_works(self, rig: NamespacesRig) -> None:
+        state = rig.state / ("long" * 30)
+        other = NamespacesRig(state)
+        other.driver = NamespacesDriver(state, factory="long", entry=ENTRY, packages=("tests",))
+        await other.driver.start()
+        sandbox = await other.driver.create(SandboxSpec("a-g1"), deadline_s=DEADLINE_S)
+        assert "pid" in await ask(sandbox.control, {"do": "ping"})
+        service = await other.driver.publish("a-g1")
+        await other.driver.wire("a-g1", {"own.sock": service.removeprefix("unix://")})
+        sockets = other.driver._files.where.sockets
+        await other.driver.terminate()
+        assert not sockets.exists()
+        assert files_below(state) == []
+
     async def test_creates_overlap(self, rig: NamespacesRig) -> None:
         """Ten slow starters take about as long as one: the fork server waits for none of them."""
         loop = asyncio.get_running_loop()
@@ -359,7 +373,7 @@ class TestFull(NamespacesSuite):
             await other.driver.terminate()
 
     async def test_a_leash_ends_what_nobody_holds(self, state: Path) -> None:
-        driver = NamespacesDriver(state, factory=state.name, entry=ENTRY, packages=("tests",), leash_s=0.2)
+        driver = NamespacesDriver(state, factory=state.name, entry=ENTRY, packages=("tests",), leash_s=1.5)
         await driver.start()
         sandbox = await driver.create(SandboxSpec("a-g1"), deadline_s=DEADLINE_S)
         await driver.close()

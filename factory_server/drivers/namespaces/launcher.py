@@ -19,7 +19,8 @@ from factory_server.drivers.namespaces.zygote import SOCKET_NAME, Settings
 __all__ = ["Places", "Settings", "Wish", "fingerprint", "launch", "places", "settings"]
 
 LAUNCH_MAX_S: Final = 30.0
-_SHORT_MAX: Final = 40  # longest directory below which `ctl/<48 characters>.sock` stays a valid socket path
+_SHORT_MAX: Final = 48  # longest directory below which `ctl/<40 characters>.sock` stays below 100 bytes
+_SHORT_PLACES: Final = ("/run", "/tmp", "/var/tmp")
 _SOCKET_DIRS: Final = ("own", "peers", "ctl", "svc")
 _STATE_DIRS: Final = ("instances", "logs")
 
@@ -52,8 +53,19 @@ def places(state_dir: Path) -> Places:
     if len(str(state / "s")) <= _SHORT_MAX:
         return Places(state, state / "s")
     digest = hashlib.sha256(str(state).encode()).hexdigest()[:12]
-    parent = Path("/run") if os.access("/run", os.W_OK) else Path("/tmp")
-    return Places(state, parent / f"hf-{os.geteuid()}-{digest}")
+    return Places(state, _short_place(state) / f"hf-{os.geteuid()}-{digest}")
+
+
+def _short_place(state: Path) -> Path:
+    """Where short paths are; on the state's own filesystem if possible, for stores' sockets are linked, too."""
+    existing = next(path for path in (state, *state.parents) if path.exists())
+    usable = [Path(place) for place in _SHORT_PLACES if os.access(place, os.W_OK)]
+    near = [place for place in usable if place.stat().st_dev == existing.stat().st_dev]
+    if not usable:
+        raise Unavailable(
+            f"{state} is too long for sockets, and none of {', '.join(_SHORT_PLACES)} can be used"
+        )
+    return (near or usable)[0]
 
 
 def _private(directory: Path) -> None:

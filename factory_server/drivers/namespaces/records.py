@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from factory_server.drivers.namespaces.cgroups import Group
 
-_STEM_MAX: Final = 48
+_STEM_MAX: Final = 40
 
 
 def stem(instance: str) -> str:
@@ -75,7 +75,8 @@ class Records:
         # Written out: `asdict` leaks a little memory with every call, and this process lives for months.
         body = {name: getattr(record, name) for name in Record.__slots__}
         body["groups"] = [
-            {"version": g.version, "controllers": sorted(g.controllers), "path": g.path} for g in record.groups
+            {"version": g.version, "controllers": sorted(g.controllers), "path": g.path}
+            for g in record.groups
         ]
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(body))

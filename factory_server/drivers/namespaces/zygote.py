@@ -185,7 +185,11 @@ def _raise_file_limit() -> None:
 
 def _load(entry: str) -> child.Entry:
     module, _, name = entry.partition(":")
-    loaded: child.Entry = getattr(importlib.import_module(module), name)
+    home = importlib.import_module(module)
+    # What an agent would import later, and each for itself: a fork server does it once for all.
+    if warm := getattr(home, "warm", None):
+        warm()
+    loaded: child.Entry = getattr(home, name)
     return loaded
 
 
