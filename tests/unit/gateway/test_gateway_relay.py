@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.opening import Opening
 from gateway.pipe import BUFFER_MAX_BYTES, Traffic
 from gateway.registry import Registry
-from gateway.relay import Limits, Opening, Relay
+from gateway.relay import Limits, Relay
 from hyperfactory.v1 import types_pb2
 from wire.errors import FactoryError
 
