@@ -58,7 +58,7 @@ class Worker(Agent):
         self.state = b""
 
     async def run_task(self, ctx: TaskContext, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
-        match task_input.get("do"):
+        match "wait" if ctx.facts.config.get("wait") else task_input.get("do"):
             case "wait":
                 await ctx.progress(0.1, "waiting")
                 try:

@@ -24,6 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "GRPC_ENABL
 FORKS = """
 import os, sys
 import agent_runtime.boot
+agent_runtime.boot.warm()
 assert len(os.listdir("/proc/self/task")) == 1, "importing made a thread"
 child = os.fork()
 if child == 0:

@@ -191,13 +191,13 @@ async def test_no_agent_of_a_dissolved_crew_is_routed(stage: Stage) -> None:
     await stage.gateway.figure_is("agents", 0)
     await stage.gateway.figure_is("relayed_connections", 0)
     async with asyncio.timeout(10):
-        while (await stage.gateway.routes())["groups"]:  # noqa: ASYNC110 - another process's state
+        while (await stage.gateway.routes())["groups"]:
             await asyncio.sleep(0.01)
 
 
 async def _traefik(stage: Stage) -> int:
     async with asyncio.timeout(10):
-        while not (pid := int((await stage.gateway.routes())["traefik"]["pid"])):  # noqa: ASYNC110
+        while not (pid := int((await stage.gateway.routes())["traefik"]["pid"])):
             await asyncio.sleep(0.01)
         return pid
 

@@ -132,7 +132,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(WITHIN_S):
-        while not holds():  # noqa: ASYNC110 - the other side has no event to wait for
+        while not holds():
             await asyncio.sleep(0.002)
 
 

@@ -127,11 +127,11 @@ async def test_the_loop_renews_and_outlives_a_failure(
     versions.write_text("no directory")
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(identities.run())
-        while "cannot renew identities" not in caplog.text:  # noqa: ASYNC110 - nobody tells
+        while "cannot renew identities" not in caplog.text:
             await asyncio.sleep(0.01)
         versions.unlink()
         aside.rename(versions)
         clock.now += timedelta(minutes=31)
-        while load_identity(identities.path("operator")).token == first:  # noqa: ASYNC110
+        while load_identity(identities.path("operator")).token == first:
             await asyncio.sleep(0.01)
         task.cancel()
