@@ -76,12 +76,12 @@ async def test_a_coder_that_dies_at_its_work_is_succeeded(bussed: World) -> None
     await bussed.agent("reviewer", group="reviewer", spec=entry("reviewer"))
     planner = await bussed.agent("planner", group="planner", spec=entry("planner"))
     request = pb.AgentServiceRunTaskRequest(task="m1", input=to_struct(MISSION))
-    call = planner.stub.RunTask(request, timeout=30)
-    await call.read()
+    coming = aiter(planner.stub.RunTask(request, timeout=30))
+    await anext(coming)
     await until(lambda: len(doomed.runtime.agent().tasks))
     await doomed.runtime.stop()
     await bussed.agent("coder-2", group="coder", spec=entry("coder"), generation=2)
-    updates = [update async for update in call]
+    updates = [update async for update in coming]
     output = plain(updates[-1].result.output)
     assert (output["primes"], output["approved"]) == (PRIMES_BELOW_20000, True)
     assert any("went away" in update.progress.message for update in updates)
