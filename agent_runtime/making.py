@@ -12,6 +12,7 @@ from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.loader import load
+from agent_runtime.logs import AgentLogger
 from agent_runtime.memory import Memory
 from agent_runtime.paths import Paths
 from agent_runtime.peers import Peers
@@ -84,7 +85,7 @@ def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: Id
         workspace=paths.workspace,
         peers=Peers(paths, facts.crew, roster, identity.current),
         runner=Runner(paths.workspace, facts.env),
-        log=logging.LoggerAdapter(logger, fields),
+        log=AgentLogger(logger, fields),
     )
 
 

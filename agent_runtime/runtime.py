@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,18 +91,21 @@ class Runtime:
                 return self._same(self._agent, request)
             if self._stopping:
                 raise Unavailable("the instance is going away", reason="DRAINING")
-            agent = await make(request, self.paths, self.inbox)
-            try:
-                await agent.start(translate.blob(request.state) if request.HasField("state") else None)
-                self._service = await self._serve(agent)
-            except BaseException:
-                await agent.close()
-                raise
-            self._agent = agent
-            if self._own_process:
-                os.environ.update(agent.facts.env)
+            with _applied(request.spec.env if self._own_process else {}):
+                self._agent = await self._become(request)
             self._health.set(OVERALL, True)
             self._health.set(SERVICE.full_name, True)
+        return self._agent
+
+    async def _become(self, request: pb.AssumeRequest) -> AssumedAgent:
+        """The agent, started and served; nothing of it stays when a step fails."""
+        agent = await make(request, self.paths, self.inbox)
+        try:
+            await agent.start(translate.blob(request.state) if request.HasField("state") else None)
+            self._service = await self._serve(agent)
+        except BaseException:
+            await agent.close()
+            raise
         return agent
 
     async def drain(self, grace_s: float) -> int:
@@ -142,6 +146,22 @@ class Runtime:
         rpc.add_AgentServiceServicer_to_server(AgentServicer(self), server)
         add_health(self._health, server)
         return server
+
+
+@contextmanager
+def _applied(env: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment for the profile's code; take it back if the instance does not become the agent."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        raise
 
 
 def _bind(server: grpc.aio.Server, path: Path, credentials: grpc.ServerCredentials | None) -> None:
