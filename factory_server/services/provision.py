@@ -53,13 +53,17 @@ class Phases:
 
     def __init__(self) -> None:
         self.spent: list[tuple[str, float]] = []
-        self._since = time.monotonic()
+        self._began = self._since = time.monotonic()
 
     def mark(self, phase: str) -> None:
         """The phase that ends now."""
         now = time.monotonic()
         self.spent.append((phase, (now - self._since) * 1000))
         self._since = now
+
+    def whole_s(self) -> float:
+        """From the start until now."""
+        return time.monotonic() - self._began
 
 
 async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Phases) -> model.AgentRow | None:
@@ -149,6 +153,7 @@ async def assume(
         await line.close()
         return ready
     sessions.attach(ready, line)
+    parts.measures.spawn_s.labels("warm" if ready.warm else "cold").observe(phases.whole_s())
     return ready
 
 
