@@ -125,7 +125,7 @@ async def test_a_plan_from_stale_rows_is_refused_whole(
         await crew.take([step(agent, E.HEALTH_FAILED)])
         await crew.finish()
 
-    with pytest.raises(Stale):
+    with pytest.raises(Stale, match="another writer was first"):
         await store._db.run(body)
     after = await store.get_crew(agent.crew)
     assert after.last_sequence == before.last_sequence
