@@ -85,6 +85,7 @@ class Bench:
 
     async def set_pool(self, target: int) -> None:
         """Set the warm pool's size, and wait until it has it."""
+        await self.settled()
         request = fp.UpdatePoolRequest(request_id=str(uuid.uuid4()), target=target)
         await self.gateway.factory.UpdatePool(request, timeout=CALL_WITHIN_S, metadata=self.caller.metadata)
         await self.filled(target)
@@ -92,14 +93,18 @@ class Bench:
     async def filled(self, target: int) -> None:
         """Wait until so many instances are warm and none is being made."""
         async with asyncio.timeout(FILL_WITHIN_S + target):
-            while True:
-                answer = await self.gateway.factory.GetPool(
-                    fp.GetPoolRequest(), timeout=CALL_WITHIN_S, metadata=self.caller.metadata
-                )
-                pool = answer.pools[0]
-                if pool.ready == target and pool.refilling == 0:
-                    return
+            while (pool := await self._pool()).ready != target or pool.refilling:
                 await asyncio.sleep(LOOK_S)
+
+    async def settled(self) -> None:
+        """Wait until the pool has its present size: what is being made while it shrinks would stay."""
+        await self.filled((await self._pool()).target)
+
+    async def _pool(self) -> fp.Pool:
+        answer = await self.gateway.factory.GetPool(
+            fp.GetPoolRequest(), timeout=CALL_WITHIN_S, metadata=self.caller.metadata
+        )
+        return answer.pools[0]
 
     async def hundred(self) -> tp.Crew:
         """A crew of 100 that several figures share; gone when the run ends."""

@@ -90,9 +90,10 @@ async def running_stack() -> AsyncIterator[Stack]:
             process.send_signal(signal.SIGINT)
         async with asyncio.timeout(STOP_WITHIN_S):
             rest, _ = await process.communicate()
+        if process.returncode == 0:
+            shutil.rmtree(home, ignore_errors=True)
     if process.returncode != 0:
         raise StackFailedError(f"the stack did not stop cleanly: {rest.decode()}")
-    shutil.rmtree(home, ignore_errors=True)
 
 
 async def _until_ready(output: asyncio.StreamReader) -> None:

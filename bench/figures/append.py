@@ -82,9 +82,7 @@ def _append(store: PostgresStore, crews: Sequence[str], batch: int) -> Call:
     return append
 
 
-async def _plain(
-    pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]],
-) -> Callable[[], Awaitable[object]]:
+async def _plain(pool: Pool) -> Call:
     data = PAYLOAD.SerializeToString()
     async with pool.connection() as connection:
         await connection.execute("CREATE TABLE IF NOT EXISTS plain (at timestamptz, data bytea)")

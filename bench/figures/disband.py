@@ -7,7 +7,10 @@ from bench.line import Line, Result
 from bench.samples import Samples
 
 SIZE = 10
-HOW = "DisbandCrew of a READY crew of 10 through the gateway; it answers when instances, network, credentials and routes are gone."
+HOW = (
+    "DisbandCrew of a READY crew of 10 through the gateway; it answers when instances, network, credentials and "
+    "routes are gone."
+)
 
 
 async def measure(bench: Bench) -> Result:
