@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from agent_runtime import models
 from agent_runtime.assumed import AssumedAgent, Parts
@@ -40,7 +41,7 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> Assumed
     caller = Caller(facts.agent)
     try:
         code = await load(request.spec.entry_point, caller.in_thread)
-        context = _context(request, facts, paths, identity)
+        context = _context(request, facts, paths, identity, caller.in_thread)
         registry = _registry(code, context, caller)
     except BaseException:
         caller.close()
@@ -72,7 +73,13 @@ def _facts(request: pb.AssumeRequest) -> Facts:
     )
 
 
-def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: IdentityHolder) -> Context:
+def _context(
+    request: pb.AssumeRequest,
+    facts: Facts,
+    paths: Paths,
+    identity: IdentityHolder,
+    in_thread: Callable[..., Awaitable[Any]],
+) -> Context:
     roster = Roster()
     roster.apply(request.roster)
     logger = logging.getLogger(f"agent.{facts.profile or 'generic'}")
@@ -86,6 +93,7 @@ def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: Id
         peers=Peers(paths, facts.crew, roster, identity.current),
         runner=Runner(paths.workspace, facts.env),
         log=AgentLogger(logger, fields),
+        in_thread=in_thread,
     )
 
 
