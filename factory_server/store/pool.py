@@ -49,6 +49,7 @@ SESSION = {
     "client_connection_check_interval": "2s",
     "synchronous_commit": "on",
     "plan_cache_mode": "force_generic_plan",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_seqscan": "off",

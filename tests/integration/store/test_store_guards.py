@@ -15,6 +15,7 @@ from factory_server.store.errors import CONSTRAINTS
 from factory_server.store.locked import lock_crew
 from factory_server.store.named import QUERIES, parse
 from factory_server.store.pool import Transaction
+from hyperfactory.v1 import events_pb2
 
 E, S = AgentEvent, AgentState
 
@@ -169,6 +170,21 @@ async def test_a_claim_takes_as_many_as_it_asks_under_any_plan(store: PostgresSt
     await store.release_instance(f"{agent.uid}-g1")
     assert await store._db.run(body) == 1
     assert (await store.get_pools())[0].ready == 49
+
+
+async def test_transactions_are_ordered_as_numbers(store: PostgresStore, postgres_url: str) -> None:
+    crew = await assemble(store)
+    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        await connection.execute("UPDATE event SET xid = (8 + sequence)::text::xid8")
+    seen, mark = [], ""
+    while True:
+        batch, mark = await store.read_all_events(mark, 1)
+        if not batch:
+            break
+        seen += [event.sequence for event in batch]
+    await store.append(crew.id, [events_pb2.Event()] * 2)
+    assert seen == list(range(1, crew.last_sequence + 1))
+    assert [event.sequence for event in (await store.read_all_events(mark, 9))[0]] == [3, 4]
 
 
 async def test_the_table_in_the_database_is_the_core_s(store: PostgresStore, postgres_url: str) -> None:
