@@ -182,27 +182,24 @@ class Database:
             raise translated from error
 
     async def _write(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        # BEGIN and COMMIT are sent by hand: psycopg's own would wait for each of them by itself.
         async with self._transaction() as transaction, transaction.connection.pipeline():
+            await transaction.send("begin")
             result = await body(transaction)
             transaction.committing = True
-            await transaction.connection.commit()
+            await transaction.send("commit")
         self._tell(transaction)
         return result
 
     async def _read(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._transaction() as transaction:
-            await transaction.connection.set_autocommit(True)
-            try:
-                return await body(transaction)
-            finally:
-                if not transaction.connection.closed:
-                    await transaction.connection.set_autocommit(False)
+            return await body(transaction)
 
     async def _read_snapshot(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._transaction() as transaction, transaction.connection.pipeline():
             await transaction.send("begin_snapshot")
             result = await body(transaction)
-            await transaction.connection.commit()
+            await transaction.send("commit")
         return result
 
     @asynccontextmanager
@@ -238,6 +235,7 @@ class Part:
 def connection_options() -> dict[str, Any]:
     """How each connection is made."""
     return {
+        "autocommit": True,
         "row_factory": dict_row,
         "prepare_threshold": 0,
         "connect_timeout": CONNECT_WITHIN_S,
