@@ -169,9 +169,9 @@ class Database:
         try:
             try:
                 return await attempt(body)
-            except _LostBeforeCommitError:
-                # Every connection of before is probably lost, too: sort them out once, not one call each.
-                await self._pool.check()
+            except _LostBeforeCommitError as lost:
+                # The other connections are probably no better: sort them out at once, not one call each.
+                await (self._pool.drain() if errors.is_outdated_plan(lost.error) else self._pool.check())
                 return await attempt(body)
         except _LostBeforeCommitError as lost:
             raise errors.translate(lost.error) from lost.error
@@ -209,7 +209,8 @@ class Database:
             try:
                 yield transaction
             except psycopg.Error as error:
-                if errors.is_lost_connection(error) and not transaction.committing:
+                useless = errors.is_lost_connection(error) or errors.is_outdated_plan(error)
+                if useless and not transaction.committing:
                     raise _LostBeforeCommitError(error) from error
                 raise
 
@@ -219,7 +220,7 @@ class Database:
 
 
 class _LostBeforeCommitError(Exception):
-    """The connection was lost while nothing could have been committed: the body may run again."""
+    """The connection became useless while nothing could have been committed: the body may run again."""
 
     def __init__(self, error: psycopg.Error) -> None:
         super().__init__(str(error))
