@@ -95,6 +95,16 @@ class Runtime:
                 self._agent = await self._become(request)
             self._health.set(OVERALL, True)
             self._health.set(SERVICE.full_name, True)
+        facts = self._agent.facts
+        log.info(
+            "serving",
+            extra={
+                "agent": facts.agent,
+                "crew": facts.crew,
+                "generation": facts.generation,
+                "profile": facts.profile,
+            },
+        )
         return self._agent
 
     async def _become(self, request: pb.AssumeRequest) -> AssumedAgent:
