@@ -6,11 +6,11 @@ import itertools
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
-from support.site import Plant
 
 from factory_server.core import model
 from factory_server.services import agents, assemble, disband
 from hyperfactory.v1 import crew_service_pb2, factory_service_pb2
+from support.site import Plant
 
 _NUMBERS = itertools.count(1)
 ACTOR = "operator/alice"
