@@ -11,6 +11,7 @@ from agent_runtime import models
 from agent_runtime.assumed import AssumedAgent, Parts
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
+from agent_runtime.egress import proxy_env
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.loader import load
 from agent_runtime.logs import AgentLogger
@@ -33,9 +34,9 @@ BUS_SOCKET: Final = "bus.sock"
 _SOCKET_RE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> AssumedAgent:
+async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str = "") -> AssumedAgent:
     """The agent, not started yet. Nothing is left behind when this raises."""
-    facts = _facts(request)
+    facts = _facts(request, proxy)
     identity = IdentityHolder(request.identity)
     model = models.from_config(facts.config)
     caller = Caller(facts.agent)
@@ -49,7 +50,7 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> Assumed
     return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model), inbox)
 
 
-def _facts(request: pb.AssumeRequest) -> Facts:
+def _facts(request: pb.AssumeRequest, proxy: str) -> Facts:
     missing = [
         FieldViolation(name, "is required")
         for name in ("agent", "name", "crew", "generation")
@@ -70,6 +71,7 @@ def _facts(request: pb.AssumeRequest) -> Facts:
         spiffe=agent_spiffe(request.crew, request.name),
         env=dict(request.spec.env),
         config=to_dict(request.spec.config),
+        proxy=proxy,
     )
 
 
@@ -91,7 +93,7 @@ def _context(
         memory=Memory(),
         workspace=paths.workspace,
         peers=Peers(paths, facts.crew, roster, identity.current),
-        runner=Runner(paths.workspace, facts.env),
+        runner=Runner(paths.workspace, {**proxy_env(facts.proxy), **facts.env}),
         log=AgentLogger(logger, fields),
         in_thread=in_thread,
     )

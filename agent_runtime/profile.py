@@ -47,6 +47,8 @@ class Facts:
     spiffe: str
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    proxy: str = ""
+    """URL of the HTTP proxy that leads out, where the crew has one; programs find it in their environment."""
 
 
 @dataclass(frozen=True, slots=True)

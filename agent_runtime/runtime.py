@@ -14,6 +14,7 @@ import grpc.aio
 
 from agent_runtime import translate
 from agent_runtime.assumed import AssumedAgent
+from agent_runtime.egress import Forwarder
 from agent_runtime.limits import MESSAGE_MAX_BYTES
 from agent_runtime.making import make
 from agent_runtime.paths import Paths
@@ -51,6 +52,7 @@ class Runtime:
         self._control: grpc.aio.Server | None = None
         self._service: grpc.aio.Server | None = None
         self._agent: AssumedAgent | None = None
+        self._forwarder: Forwarder | None = None
         self._assuming = asyncio.Lock()
         self._stopping = False
 
@@ -71,6 +73,8 @@ class Runtime:
                     group.create_task(server.stop(STOP_GRACE_S))
         if self._agent is not None:
             await self._agent.close()
+        if self._forwarder is not None:
+            await self._forwarder.close()
         for socket in (self.paths.control, self.paths.service):
             with suppress(FileNotFoundError):
                 socket.unlink()
@@ -109,7 +113,8 @@ class Runtime:
 
     async def _become(self, request: pb.AssumeRequest) -> AssumedAgent:
         """The agent, started and served; nothing of it stays when a step fails."""
-        agent = await make(request, self.paths, self.inbox)
+        proxy = await self._lead_out() if request.egress else ""
+        agent = await make(request, self.paths, self.inbox, proxy)
         try:
             await agent.start(translate.blob(request.state) if request.HasField("state") else None)
             self._service = await self._serve(agent)
@@ -117,6 +122,15 @@ class Runtime:
             await agent.close()
             raise
         return agent
+
+    async def _lead_out(self) -> str:
+        """The URL of the proxy for this agent's programs; kept when `Assume` fails, for the next try."""
+        if not self._own_process:
+            return ""  # its loopback is others', too
+        if self._forwarder is None:
+            self._forwarder = Forwarder(self.paths.peers)
+            await self._forwarder.start()
+        return self._forwarder.url
 
     async def drain(self, grace_s: float) -> int:
         self._health.set_all(False)

@@ -27,9 +27,12 @@ from factory_server.api.server import Servicers, build_server
 from factory_server.bus import RedisBus
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
+from factory_server.core.ports import Egress
 from factory_server.core.sandbox import Driver
 from factory_server.drivers import open_driver
 from factory_server.drivers.line import GrpcLine
+from factory_server.drivers.namespaces.launcher import places
+from factory_server.egress import EgressProxy
 from factory_server.identity.agents import AgentIdentities
 from factory_server.identity.ca import PART_TTL_S, CertificateAuthority
 from factory_server.identity.directory import IdentityDirectory
@@ -166,7 +169,9 @@ def _version() -> str:
 
 
 @asynccontextmanager
-async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[tuple[Parts, PostgresStore]]:
+async def open_parts(
+    settings: config.Config, who: Identities, egress: Egress
+) -> AsyncIterator[tuple[Parts, PostgresStore]]:
     """Open the adapters, and let go of them at the end; instances live on."""
     store = PostgresStore(settings.database_url)
     await store.open()
@@ -178,7 +183,7 @@ async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[
         owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
         try:
-            yield Parts(store, bus, driver, identities, GrpcLine, owner), store
+            yield Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress), store
         finally:
             await bus.close()
     finally:
@@ -199,8 +204,11 @@ async def run(settings: config.Config) -> None:
     who = open_identities(settings)
     ready = False
     metrics = await serve_metrics(settings.metrics, lambda: ready and not stop.is_set())
-    async with metrics, open_parts(settings, who) as (parts, store):
+    # Beside the sandboxes' other sockets: links do not cross filesystems.
+    doors = EgressProxy(places(settings.home / "sandboxes").sockets / "egress")
+    async with metrics, doors as egress, open_parts(settings, who, egress) as (parts, store):
         factory = Factory(settings, parts, store, who)
+        egress.record = factory.audit.add
         await profiles.ensure_built_in(parts)
         await _ensure_pool(parts, settings)
         async with asyncio.TaskGroup() as group:
@@ -215,6 +223,7 @@ async def run(settings: config.Config) -> None:
             factory.health.set_all(False)
             factory.draining.set()
             await server.stop(DRAIN_S)
+            await egress.shut()
             for lane in lanes:
                 lane.cancel()
         with contextlib.suppress(FactoryError):
