@@ -46,6 +46,7 @@ class Door:
         self,
         crew: str,
         path: Path,
+        identity: int,
         listener: socket.socket,
         dial: Dialler,
         record: Record,
@@ -53,6 +54,8 @@ class Door:
         everybody: asyncio.Semaphore,
     ) -> None:
         self.path = path
+        self.identity = identity
+        """The socket's inode."""
         self.rules = Rules()
         self._crew = crew
         self._listener = listener

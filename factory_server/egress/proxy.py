@@ -91,10 +91,13 @@ class EgressProxy:
         """Nothing is open for the crew any more: its connections end, its socket is gone."""
         async with self._lock:
             found = self._doors.pop(crew, None)
-            await asyncio.to_thread(self._path(crew).unlink, missing_ok=True)
-            if found is not None:
-                found[1].cancel()
-                await asyncio.wait([found[1]])
+            if found is None:
+                await asyncio.to_thread(self._path(crew).unlink, missing_ok=True)
+                return
+            door, task = found
+            await asyncio.to_thread(_remove, door.path, door.identity)
+            task.cancel()
+            await asyncio.wait([task])
 
     async def list_crews(self) -> Sequence[str]:
         """Crews that have a socket, whoever made it."""
@@ -109,18 +112,25 @@ class EgressProxy:
     async def _opened(self, crew: str) -> tuple[Door, asyncio.Task[None]]:
         path = self._path(crew)
         try:
-            listener = await asyncio.to_thread(_listen, path)
+            listener, identity = await asyncio.to_thread(_listen, path)
         except OSError as error:
             raise Unavailable(f"cannot open a way out for {crew}: {error}") from error
         dial = Dialler(self._threads, self._resolve, self._unfit, self._limits)
-        door = Door(crew, path, listener, dial, self._note, self._limits, self._everybody)
+        door = Door(crew, path, identity, listener, dial, self._note, self._limits, self._everybody)
         return door, self._tasks.create_task(door.run(), name=f"egress {crew}")
 
     async def _note(self, row: AuditRow) -> None:
         await self.record(row)
 
 
-def _listen(path: Path) -> socket.socket:
+def _remove(path: Path, identity: int) -> None:
+    """Remove our socket; another factory of this home may have taken the crew, and the name, over."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == identity:
+            path.unlink()
+
+
+def _listen(path: Path) -> tuple[socket.socket, int]:
     """Listen on a socket that appears under its name only when it answers, in the place of an old one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}")
@@ -131,6 +141,7 @@ def _listen(path: Path) -> socket.socket:
         listener.bind(str(fresh))
         fresh.chmod(SOCKET_MODE)
         listener.listen(BACKLOG)
+        identity = fresh.lstat().st_ino
         fresh.replace(path)
         stack.pop_all()
-    return listener
+    return listener, identity

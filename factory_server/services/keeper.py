@@ -17,6 +17,7 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
 from factory_server.services import provision, teardown
+from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import Parts
 from factory_server.services.provision import ACTOR, Phases
@@ -42,6 +43,7 @@ class Keeper:
         self._parts = parts
         self._sessions = sessions
         self._wiring = Wiring(parts)
+        self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -136,6 +138,7 @@ class Keeper:
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()
+                await self._way_out.close()
 
     async def _pause(self, pause_s: float) -> None:
         try:
@@ -165,6 +168,7 @@ class Keeper:
         if await self._end_if_due(crew):
             return 0.0
         await self._share_roster(crew)
+        await self._way_out.see_to(crew)
         await self._rewire()
         await self._settle_work()
         return self._start_jobs(group, crew)
@@ -400,6 +404,7 @@ class Keeper:
         self._taken_away |= {a.id for a in gone}
         if crew.wish_gone and self._agents.keys() <= self._taken_away:
             await teardown.leave_bus(self._parts, crew.id)
+            await self._way_out.close()
         await self._rewire()
         if self.settle is not None:
             # Before the last step: with it the crew is gone, and this keeper ends in whatever it does.

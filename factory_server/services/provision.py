@@ -133,6 +133,7 @@ async def assume(
         roster=roster_of(crew, revision),
         authority=f"{agent.name}.crew-{agent.crew}.svc",
         group=agent.group,
+        egress=wiring.leads_out,
     )
     request.spec.scope = agent.scope
     phases.mark("identify")

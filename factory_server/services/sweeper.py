@@ -35,13 +35,14 @@ class Sweeper:
         """When the pool's intents were first seen."""
 
     async def sweep(self) -> None:
-        """Instances first, then the bus. What resists delays nothing else; its error is raised at the end."""
+        """Instances first, then the bus and the ways out. What resists delays nothing else; its error is raised
+        at the end."""
         errors = [error async for error in self._errors()]
         if errors:
             raise errors[0]
 
     async def _errors(self) -> AsyncIterator[FactoryError]:
-        for sweep in (self._sweep_instances, self._sweep_bus):
+        for sweep in (self._sweep_instances, self._sweep_bus, self._sweep_egress):
             try:
                 async for work in sweep():
                     try:
@@ -104,6 +105,12 @@ class Sweeper:
             if await self._crew_is_gone(crew):
                 self._parts.measures.swept.labels("bus_crew").inc()
                 yield self._parts.bus.drop_crew(crew)
+
+    async def _sweep_egress(self) -> AsyncIterator[Awaitable[None]]:
+        for crew in await self._parts.egress.list_crews():
+            if await self._crew_is_gone(crew):
+                self._parts.measures.swept.labels("egress").inc()
+                yield self._parts.egress.close(crew)
 
     async def _crew_is_gone(self, crew: str) -> bool:
         try:
