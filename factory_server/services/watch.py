@@ -66,7 +66,7 @@ class Feed:
         if after >= ring.head:
             asked = time.monotonic()
             async with ring.lock:
-                if ring.read_at < asked:
+                if after >= ring.head and ring.read_at < asked:
                     await self._refresh(crew, ring)
         found = ring.after(after, READ_BATCH)
         if found is None:
