@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from profiles import PROFILES
+from some_profiles import PROFILES
 
 from factory_server.core import manifest as manifests
 from factory_server.core.errors import Invalid

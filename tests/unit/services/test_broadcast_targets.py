@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from parts import agent
+from service_parts import agent
 
 from factory_server.core.lifecycle import AgentState
 from factory_server.services.broadcast import _is_target

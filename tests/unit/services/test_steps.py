@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from parts import agent, parts
+from service_parts import agent, parts
 
 from factory_server.core.errors import Unavailable
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import event, parts
+from service_parts import event, parts
 
 from factory_server.core.errors import Exhausted, OutOfRange
 from factory_server.core.model import EncodedEvent
 from factory_server.services import watch
 from factory_server.services.watch import Feed, Ring, Wanted, watch_crew
+
+ALL = Wanted()
 
 
 class Store:
@@ -105,7 +107,7 @@ async def test_a_ring_lives_as_long_as_its_readers():
     assert not feed._rings
 
 
-async def follow(store: Store, upto: int, wanted: Wanted = Wanted(), **options) -> list[int]:
+async def follow(store: Store, upto: int, wanted: Wanted = ALL, **options) -> list[int]:
     given_parts = options.pop("parts", None) or parts(store=store)
     draining = asyncio.Event()
     got: list[int] = []

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
-from parts import agent, parts
+from service_parts import agent, parts
 
 from factory_server.core.errors import Unavailable
 from factory_server.core.lifecycle import AgentState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from parts import parts
+from service_parts import parts
 
 from factory_server.core.errors import Unavailable
 from factory_server.core.model import AuditRow
