@@ -29,7 +29,7 @@ gen: setup-dev ## regenerate gen/ from proto/
 	@scripts/gen.sh
 
 bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their floors
-	@if [ -f bench/__main__.py ]; then exec $(PY) -m bench; else echo "bench belongs to a later release"; fi
+	@PYTHONPATH=.:gen exec $(PY) -m bench $(ARGS)
 
 chaos: ## (later release) break a running stack on purpose
 	@echo "chaos belongs to a later release"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ def main() -> None:
 
 
 async def _run(chosen: Sequence[str], rounds: int, folder: Path) -> int:
+    _end_on_sigterm()
     console = Console()
     if console.width < report.MIN_WIDTH and not console.is_terminal:
         console = Console(width=report.MIN_WIDTH)
@@ -49,6 +52,13 @@ async def _run(chosen: Sequence[str], rounds: int, folder: Path) -> int:
     report.closing(console, bench.gate, found, os.getloadavg())
     console.print(f"page: {page.write(folder)}")
     return 1 if leaks.total(found) else 0
+
+
+def _end_on_sigterm() -> None:
+    """Stop the stack, too, when somebody ends the bench."""
+    me = asyncio.current_task()
+    assert me is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
 
 
 async def _one(console: Console, bench: Bench, name: str, folder: Path) -> Result:

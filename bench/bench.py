@@ -93,7 +93,10 @@ class Bench:
     async def filled(self, target: int) -> None:
         """Wait until so many instances are warm and none is being made."""
         async with asyncio.timeout(FILL_WITHIN_S + target):
-            while (pool := await self._pool()).ready != target or pool.refilling:
+            while True:
+                pool = await self._pool()
+                if pool.ready == target and not pool.refilling:
+                    return
                 await asyncio.sleep(LOOK_S)
 
     async def settled(self) -> None:
