@@ -32,15 +32,29 @@ class Config:
 
 def parse(arguments: Sequence[str]) -> Config:
     """Read the command line; argparse tells what is wrong and exits with 2."""
+    given = vars(build_parser().parse_args(arguments))
+    for name in ("database_url", "bus_url"):
+        file = given.pop(f"{name}_file")
+        given[name] = given[name] or file
+    # An address on the command line comes before the environment's, which may be a whole container's.
+    given["bus_url"] = given["bus_url"] or os.environ.get(BUS_URL_VARIABLE)
+    if not given["bus_url"]:
+        build_parser().error(f"one of --bus-url, --bus-url-file and ${BUS_URL_VARIABLE} is needed")
+    return Config(**given)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser("factory_server", description="Run a Hyper Agent Factory server.")
     parser.add_argument("--home", type=Path, required=True, help="directory for PKI and sandboxes")
-    parser.add_argument("--database-url", required=True, help="PostgreSQL 15 or newer")
-    parser.add_argument(
-        "--bus-url",
-        default=os.environ.get(BUS_URL_VARIABLE),
-        required=BUS_URL_VARIABLE not in os.environ,
-        help=f"Redis 7 or Valkey, with an admin's credentials; better given in ${BUS_URL_VARIABLE}",
+    database = parser.add_mutually_exclusive_group(required=True)
+    database.add_argument("--database-url", help="PostgreSQL 15 or newer")
+    database.add_argument("--database-url-file", type=_secret, help="a file with the same, for a password")
+    bus = parser.add_mutually_exclusive_group()
+    bus.add_argument(
+        "--bus-url", help=f"Redis 7 or Valkey, with an admin's credentials; better in ${BUS_URL_VARIABLE}"
     )
+    bus.add_argument("--bus-url-file", type=_secret, help="a file with the same")
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port of the gRPC server (mTLS)")
     parser.add_argument(
         "--gateway", default="127.0.0.1:8443", help="host:port of the gateway, as told to clients"
@@ -49,4 +63,15 @@ def parse(arguments: Sequence[str]) -> Config:
     parser.add_argument("--driver", default="auto", choices=KINDS, help="what makes sandboxes")
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
     parser.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
-    return Config(**vars(parser.parse_args(arguments)))
+    return parser
+
+
+def _secret(path: str) -> str:
+    """What the file says; the message of an error names the file and never its content."""
+    try:
+        secret = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read '{path}': {type(error).__name__}") from None
+    if not secret:
+        raise argparse.ArgumentTypeError(f"cannot use '{path}': it is empty")
+    return secret

@@ -87,6 +87,8 @@ class ForkLink:
                 await asyncio.get_running_loop().run_in_executor(self._threads, launcher.launch, settings)
             except Unavailable as error:
                 reasons.append(f"{'rootless' if rootless else 'full'}: {error}")
+                if (others := await self._find()) is not None:
+                    return others  # a replica that started with us was first
                 continue
             client = ForkClient(self._on_event, self._on_lost)
             await client.connect(self._wish.where.fork_server)
