@@ -60,6 +60,7 @@ from wire.tokens import TokenVerifier
 log = logging.getLogger("factory")
 
 DRAIN_S = 3.0
+HOLD_AGAIN_S = 0.5
 BASE = "python"
 
 
@@ -195,12 +196,18 @@ def _driver(settings: config.Config) -> Driver:
     return open_driver(settings.driver, settings.home / "sandboxes", factory=settings.home.name)
 
 
-async def run(settings: config.Config) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def _told_to_stop() -> asyncio.Event:
+    """Set at SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def run(settings: config.Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = _told_to_stop()
     who = open_identities(settings)
     ready = False
     metrics = await serve_metrics(settings.metrics, lambda: ready and not stop.is_set())
@@ -245,11 +252,36 @@ async def terminate(settings: config.Config) -> None:
     await (end() if end is not None else driver.close())
 
 
+async def hold(settings: config.Config) -> None:
+    """Keep the sandboxes' fork server alive until SIGTERM or SIGINT: it needs privileges that no factory needs."""
+    stop = _told_to_stop()
+    driver = _driver(settings)
+    await driver.start()
+    async with await serve_metrics(settings.metrics, lambda: not stop.is_set()), asyncio.TaskGroup() as group:
+        # Listening for exits also starts a new fork server where the old one died.
+        listening = group.create_task(_listen(driver), name="exits")
+        log.info("holding", extra={"action": "holding", "home": str(settings.home)})
+        await stop.wait()
+        listening.cancel()
+    await driver.close()
+
+
+async def _listen(driver: Driver) -> None:
+    while True:
+        try:
+            async for ended in driver.exits():
+                log.info("instance ended", extra={"action": "instance_ended", "instance": ended.instance})
+        except FactoryError as error:
+            log.warning("cannot hear exits", extra={"action": "exits_lost", "error": str(error)})
+        await asyncio.sleep(HOLD_AGAIN_S)
+
+
 def main() -> None:
     """The program."""
     settings = config.parse(sys.argv[1:])
     configure("factory")
-    uvloop.run(terminate(settings) if settings.terminate else run(settings))
+    job = terminate if settings.terminate else hold if settings.hold else run
+    uvloop.run(job(settings))
 
 
 if __name__ == "__main__":

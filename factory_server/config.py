@@ -28,6 +28,7 @@ class Config:
     driver: str
     pool: int
     terminate: bool
+    hold: bool = False
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -38,16 +39,27 @@ def parse(arguments: Sequence[str]) -> Config:
         given[name] = given[name] or file
     # An address on the command line comes before the environment's, which may be a whole container's.
     given["bus_url"] = given["bus_url"] or os.environ.get(BUS_URL_VARIABLE)
-    if not given["bus_url"]:
+    given |= {name: given[name] or "" for name in ("database_url", "bus_url")}
+    settings = Config(**given)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Config) -> None:
+    """A factory needs its stores; what only touches sandboxes does not, and is better without their secrets."""
+    if settings.terminate or settings.hold:
+        return
+    if not settings.database_url:
+        build_parser().error("one of --database-url and --database-url-file is needed")
+    if not settings.bus_url:
         build_parser().error(f"one of --bus-url, --bus-url-file and ${BUS_URL_VARIABLE} is needed")
-    return Config(**given)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser("factory_server", description="Run a Hyper Agent Factory server.")
     parser.add_argument("--home", type=Path, required=True, help="directory for PKI and sandboxes")
-    database = parser.add_mutually_exclusive_group(required=True)
+    database = parser.add_mutually_exclusive_group()
     database.add_argument("--database-url", help="PostgreSQL 15 or newer")
     database.add_argument("--database-url-file", type=_secret, help="a file with the same, for a password")
     bus = parser.add_mutually_exclusive_group()
@@ -62,7 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", default="127.0.0.1:0", help="host:port of /metrics and /readyz")
     parser.add_argument("--driver", default="auto", choices=KINDS, help="what makes sandboxes")
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
-    parser.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
+    only.add_argument(
+        "--hold",
+        action="store_true",
+        help="keep only the sandboxes' fork server, for factories that lack its privileges",
+    )
     return parser
 
 

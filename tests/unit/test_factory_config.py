@@ -40,9 +40,16 @@ def test_the_bus_may_come_from_the_environment_and_the_command_line_wins(
     assert config.parse((*HOME, *DATABASE, "--bus-url-file", str(secret))).bus_url.startswith("scheme:")
 
 
+@pytest.mark.parametrize("only", ["--terminate", "--hold"])
+def test_what_only_touches_sandboxes_needs_no_secret(only: str) -> None:
+    read = config.parse((*HOME, only))
+    assert (read.database_url, read.bus_url) == ("", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        (*HOME, "--terminate", "--hold"),
         (*HOME, *BUS),
         (*HOME, *DATABASE),
         (*HOME, *DATABASE, "--database-url-file", "FILE", *BUS),
@@ -52,6 +59,7 @@ def test_the_bus_may_come_from_the_environment_and_the_command_line_wins(
         (*HOME, *DATABASE, *BUS, "--driver", "none-such"),
     ],
     ids=[
+        "two purposes",
         "no database",
         "no bus",
         "database twice",

@@ -83,7 +83,7 @@ class NamespacesDriver:
             if item["ended"]:
                 await self.destroy(item["instance"])
         known = {item["instance"] for item in items if not item["ended"]}
-        await self._in_thread(self._files.sweep, present, known)
+        await self._in_thread(self._files.sweep, known, present)
 
     async def close(self) -> None:
         """Hang up; the fork server and its sandboxes live on."""

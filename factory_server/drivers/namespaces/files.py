@@ -64,10 +64,10 @@ class Files:
         """What lies there of any instance."""
         return [path for part in (*_TREES, *_LINKS) for path in (self.where.sockets / part).iterdir()]
 
-    def sweep(self, present: Sequence[Path], known: AbstractSet[str]) -> None:
-        """Remove of `present` what belongs to none of the `known` instances."""
+    def sweep(self, known: AbstractSet[str], present: Sequence[Path] | None = None) -> None:
+        """Remove of `present` (or of all that lies there) what belongs to none of the `known` instances."""
         stems = {stem(instance) for instance in known}
-        for path in present:
+        for path in self.present() if present is None else present:
             if path.name.removesuffix(".sock") not in stems:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
