@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 
@@ -38,10 +39,15 @@ Wrap = Callable[[str, Any], Any]
 """Puts something between the factory and a port; given the port's name and the port."""
 
 
+RUNTIMES: WeakKeyDictionary[FakeInstance, Runtime] = WeakKeyDictionary()
+"""Runtimes of real agents."""
+
+
 async def real_agent(instance: FakeInstance) -> int:
     """The agent runtime, in this process."""
     runtime = Runtime(Paths(Path(instance.own_dir), Path(instance.peers_dir), Path(instance.workspace)))
     await runtime.start()
+    RUNTIMES[instance] = runtime
     try:
         instance.ready()
         await asyncio.Event().wait()
