@@ -62,7 +62,7 @@ class Tunnel:
             self.flow.cut = "TOO_LONG"
         finally:
             if self.flow.cut:
-                # An end without a goodbye: nobody shall take a part for the whole.
+                # Who does not read must not hold a place until what is left for it is sent.
                 self._near[1].transport.abort()
             await part(self._far[1], at_once=bool(self.flow.cut))
 

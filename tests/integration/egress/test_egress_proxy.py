@@ -335,14 +335,24 @@ async def test_a_name_server_that_hangs_holds_nobody_else_up(net):
         return real(host)
 
     net.resolve = slow
-    await net.proxy(SOON)
+    proxy = await net.proxy(SOON)
     try:
         status, body, _, _ = await net.connect("slow.example")
         assert " 504 " in status
         assert body.startswith(b"HOST_UNRESOLVED")
         assert " 200 " in (await net.connect())[0]
+        for _ in range(SOON.crew_lookups):
+            assert " 504 " in (await net.connect("slow.example"))[0]
+        # Answered, but not over: until they end, this crew's lookups hold their places, and no other's.
+        assert " 504 " in (await net.connect())[0]
+        await proxy.open("c2", net.network())
+        reader, writer = await net.dial("c2")
+        writer.write(f"CONNECT good.example:{net.port} HTTP/1.1\r\n\r\n".encode())
+        assert " 200 " in (await answered(reader))[0]
     finally:
         release.set()
+    await until(lambda: net.lookups.count("slow.example") >= SOON.crew_lookups)
+    assert " 200 " in (await net.connect())[0]
 
 
 async def test_an_idle_connection_is_cut_on_both_sides(net):
