@@ -1,4 +1,4 @@
-"""The generated stubs of a plain, synchronous client say what the contract says; grpcio-testing plays the server."""
+"""Stubs of a plain, synchronous client say what the contract says; grpcio-testing plays the server."""
 
 from __future__ import annotations
 
