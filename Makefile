@@ -31,8 +31,8 @@ gen: setup-dev ## regenerate gen/ from proto/
 bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their floors
 	@PYTHONPATH=.:gen exec $(PY) -m bench $(ARGS)
 
-chaos: ## (later release) break a running stack on purpose
-	@echo "chaos belongs to a later release"
+chaos: setup-dev ## kill -9 of every part while a crew works, and 200 crews without a trace
+	@.venv/bin/pytest -s tests/acceptance/test_kills.py tests/acceptance/test_cycles.py $(ARGS)
 
 dockerd: ## (later release) start a Docker engine with user namespaces
 	@echo "dockerd belongs to a later release"
