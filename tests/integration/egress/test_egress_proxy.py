@@ -229,16 +229,16 @@ async def test_an_address_that_is_dead_is_passed_over(net):
 
 
 async def test_the_product_refuses_loopback_and_its_own_host(tmp_path, net):
-    """Nothing injected: as it is delivered."""
-    product = EgressProxy(tmp_path / "product")
+    """As it is delivered, but for the names: no test asks a name server."""
+    product = EgressProxy(tmp_path / "product", resolve=lambda _: ["127.0.0.1"])
     product.record = net.record
     async with product:
         path = await product.open("c2", crew_service_pb2.CrewNetwork(allow_egress=True))
-        for target in ("localhost.localdomain:80", "127.0.0.1:80", "localhost:443"):
+        for target in ("loopback.example:80", "127.0.0.1:80", "localhost:443"):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
             status, _ = await answered(reader)
-            assert status.split()[1] in {"403", "502"}
+            assert " 403 " in status
             writer.close()
     assert unfit_by_default(["127.0.0.1"]).reason == "ADDRESS_NOT_PUBLIC"
     assert unfit_by_default(["93.184.216.34"]) is None
