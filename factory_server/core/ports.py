@@ -151,6 +151,12 @@ class CrewStore(Protocol):
     async def release_instance(self, instance: str) -> None:
         """Mark an instance DYING, from whatever state. Idempotent; unknown ids are fine."""
 
+    async def release_instances(self, instances: Sequence[str]) -> None:
+        """`release_instance` for many in one transaction."""
+
+    async def forget_instances(self, instances: Sequence[str]) -> None:
+        """`forget_instance` for many in one transaction."""
+
     async def dying_instances(self, limit: int) -> Sequence[model.InstanceRow]:
         """Instances that must be destroyed."""
 

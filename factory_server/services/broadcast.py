@@ -24,6 +24,7 @@ log = logging.getLogger("factory.broadcast")
 PAYLOAD_BYTES_MAX = 64 * 1024
 TTL_S = 30.0
 FLUSH_MAX = 500
+GATHER_S = 0.003
 QUEUE_MAX = 50_000
 LOOK_AGAIN_S = 1.0
 RECORD_AGAIN_S = 0.2
@@ -55,6 +56,7 @@ class Broadcasts:
         self._parts = parts
         self._sessions = sessions
         self._open: dict[str, model.BroadcastRow] = {}
+        self._awaited: dict[str, int] = {}
         self._queue: asyncio.Queue[model.ReceiptRow] = asyncio.Queue(QUEUE_MAX)
         sessions.on_attached.append(self._redeliver)
         sessions.on_receipts = self._receive
@@ -114,11 +116,11 @@ class Broadcasts:
 
     async def _fan_out(self, row: model.BroadcastRow, agents: Sequence[str]) -> None:
         item = _delivery(row)
+        sessions = [s for s in map(self._sessions.get, agents) if s is not None]
+        self._awaited[row.id] = len(sessions)
         async with asyncio.TaskGroup() as group:
-            for agent in agents:
-                session = self._sessions.get(agent)
-                if session is not None:
-                    group.create_task(session.send(item), name=f"signal {agent}")
+            for session in sessions:
+                group.create_task(session.send(item), name=f"signal {session.agent}")
 
     async def _redeliver(self, session: Session) -> None:
         """A session stands again: what its agent has not answered is sent (again)."""
@@ -144,6 +146,8 @@ class Broadcasts:
                 latency_s=max((now - started).total_seconds(), 0.0),
                 error=receipt.error.SerializeToString() if receipt.HasField("error") else b"",
             )
+            if receipt.broadcast in self._awaited:
+                self._awaited[receipt.broadcast] -= 1
             await self._queue.put(final)
 
     async def run(self) -> None:
@@ -152,9 +156,23 @@ class Broadcasts:
             group.create_task(self._expire(), name="broadcast expiry")
             while True:
                 batch = [await self._queue.get()]
-                while len(batch) < FLUSH_MAX and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
+                await self._gather(batch)
                 await self._record(batch)
+
+    async def _gather(self, batch: list[model.ReceiptRow]) -> None:
+        """Take what has come, and wait a moment for what is still awaited: a commit costs more than that."""
+        until = asyncio.get_running_loop().time() + GATHER_S
+        while len(batch) < FLUSH_MAX:
+            if not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            elif not any(self._awaited.get(receipt.broadcast) for receipt in batch):
+                return
+            else:
+                try:
+                    async with asyncio.timeout_at(until):
+                        batch.append(await self._queue.get())
+                except TimeoutError:
+                    return
 
     async def _record(self, batch: Sequence[model.ReceiptRow]) -> None:
         by_broadcast: defaultdict[str, list[model.ReceiptRow]] = defaultdict(list)
@@ -188,6 +206,7 @@ class Broadcasts:
     def _close(self, row: model.BroadcastRow) -> None:
         """Its last receipt is final."""
         del self._open[row.id]
+        self._awaited.pop(row.id, None)
         self._parts.measures.broadcast_s.observe((self._parts.now() - row.created_at).total_seconds())
 
     async def settle(self, crew: str) -> None:

@@ -49,6 +49,7 @@ class Keeper:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._agents: dict[str, model.AgentRow] = {}
         self._crew: model.CrewRow | None = None
+        self.state: CrewState | None = None
         self._retry_at: dict[str, tuple[Job, datetime]] = {}
         self._attempts: dict[str, int] = {}
         self._fresh: dict[str, model.AgentRow] = {}
@@ -68,6 +69,11 @@ class Keeper:
     def kick(self) -> None:
         """Look now."""
         self._wake.set()
+
+    def nudge(self) -> None:
+        """Agents changed here. While each of them is being worked on, the end of that work is the time to look."""
+        if self.state is not CrewState.ASSEMBLING or not self._agents.keys() <= self._jobs.keys():
+            self.kick()
 
     def begin_with(self, crew: model.CrewRow) -> None:
         """Start from rows that were just read."""
@@ -105,6 +111,9 @@ class Keeper:
 
     async def lost(self, agent: model.AgentRow, reason: str, message: str, actor: str = ACTOR) -> None:
         """The agent's instance is dead or condemned: say so and, where allowed, replace it at once."""
+        present = self._agents.get(agent.id)
+        if present is not None and present.state is AgentState.DRAINING:
+            return  # it is being taken away
         failed = model.Step(
             agent.id, agent.generation, LOST_FROM, AgentEvent.HEALTH_FAILED, actor, reason, message
         )
@@ -177,6 +186,7 @@ class Keeper:
         """Take over what was read, but for rows that were committed while it was being read."""
         agents = [newer(a, self._fresh.get(a.id)) for a in crew.agents]
         self._crew = with_fields(crew, agents=agents)
+        self.state = crew.state
         self._agents = {a.id: a for a in agents if a.state is not AgentState.STOPPED}
         for kept in (self._retry_at, self._attempts, self.phases):
             for gone in kept.keys() - self._agents.keys():
@@ -422,6 +432,7 @@ class Keeper:
         return results[0].agent
 
     def _committed(self, stepped: model.Stepped) -> None:
+        self.state = stepped.crew_state
         for result in stepped.results:
             row = result.agent
             if row is None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
-from factory_server.core.lifecycle import AgentEvent
+from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
 from factory_server.services.hub import POOL, REAPER
@@ -72,6 +72,17 @@ class Reconciler:
         keeper = self._keepers.get(crew)
         if keeper is not None:
             keeper.kick()
+
+    def nudge(self, crew: str) -> None:
+        """A commit of this process changed agents of the crew; its keeper may know already."""
+        keeper = self._keepers.get(crew)
+        if keeper is not None:
+            keeper.nudge()
+
+    def assembling(self, crew: str) -> bool:
+        """Whether the crew is kept here and not READY yet, as far as its keeper has seen."""
+        keeper = self._keepers.get(crew)
+        return keeper is not None and keeper.state is CrewState.ASSEMBLING
 
     def keeper(self, crew: str) -> Keeper | None:
         """Who keeps the crew here."""
