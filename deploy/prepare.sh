@@ -57,4 +57,10 @@ COMPOSE_FILE=compose.yaml:compose.$driver.yaml
 HF_DRIVER=$driver
 HF_PUBLIC=$public
 END
+# How the command line connects, as root on this host: hyperfactory --client $home/client.json crew list
+operator=$home/pki/operator
+[ -e "$home/client.json" ] || cat >"$home/client.json" <<END
+{"endpoint": "$public", "authority": "factory.svc", "ca": "$operator/ca.pem", "cert": "$operator/cert.pem",
+ "key": "$operator/key.pem", "token": "$operator/token"}
+END
 echo "ready: cd $into && docker compose up --build --detach"

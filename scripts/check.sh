@@ -52,5 +52,6 @@ fi
 step "gen is fresh" gen_is_fresh
 step "docs/lifecycle.md" python scripts/lifecycle.py --check
 step "docs/status.md" python scripts/status.py --check
+step "docs/security.md" python scripts/policy.py --check
 [ $failed = 0 ] && echo "check passed in ${SECONDS}s"
 exit $failed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import stat
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from factory_cli.client import ClientFile
 
 SCRIPT = Path(__file__).parents[3] / "deploy" / "prepare.sh"
 
@@ -51,6 +55,14 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert prepare(tmp_path, "docker").returncode == 0
     assert {path: path.read_bytes() for path in before} == before
     assert b"HF_PUBLIC=hf.example:443" in before[tmp_path / "deploy" / ".env"]
+
+
+def test_the_command_line_can_connect(tmp_path: Path) -> None:
+    prepare(tmp_path, "--public", "hf.example:443")
+    told = json.loads((tmp_path / "home" / "client.json").read_text())
+    assert told.keys() == {field.name for field in dataclasses.fields(ClientFile)}
+    assert told["endpoint"] == "hf.example:443"
+    assert told["key"] == f"{tmp_path}/home/pki/operator/key.pem"
 
 
 def test_only_root_gets_to_secrets_and_keys(tmp_path: Path) -> None:
