@@ -19,6 +19,7 @@ from factory_server.core.reconcile import Job
 from factory_server.services import provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
+from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.provision import ACTOR, Phases
 from factory_server.services.sessions import Session, Sessions
@@ -50,6 +51,7 @@ class Keeper:
         self._agents: dict[str, model.AgentRow] = {}
         self._crew: model.CrewRow | None = None
         self.state: CrewState | None = None
+        self._state_at = 0
         self._retry_at: dict[str, tuple[Job, datetime]] = {}
         self._attempts: dict[str, int] = {}
         self._fresh: dict[str, model.AgentRow] = {}
@@ -186,13 +188,18 @@ class Keeper:
         """Take over what was read, but for rows that were committed while it was being read."""
         agents = [newer(a, self._fresh.get(a.id)) for a in crew.agents]
         self._crew = with_fields(crew, agents=agents)
-        self.state = crew.state
+        self._know(crew.state, crew.last_sequence)
         self._agents = {a.id: a for a in agents if a.state is not AgentState.STOPPED}
         for kept in (self._retry_at, self._attempts, self.phases):
             for gone in kept.keys() - self._agents.keys():
                 kept.pop(gone)
         self.seen.set()
         return self._crew
+
+    def _know(self, state: CrewState, sequence: int) -> None:
+        """The crew's state as of this event; what was read before a commit does not undo it."""
+        if sequence >= self._state_at:
+            self.state, self._state_at = state, sequence
 
     async def _prepare_if_possible(self, crew: model.CrewRow) -> None:
         """Without the bus nobody is assumed; whoever leaves, leaves."""
@@ -276,7 +283,7 @@ class Keeper:
                 self._start(group, agent, decision.job, self._work(agent, crew, decision))
         if leaving:
             drain = self._guarded(leaving, Job.DRAIN, self._drain(leaving, crew))
-            job = group.create_task(drain, name="drain")
+            job = spawn(group, drain, "drain")
             self._jobs.update({a.id: job for a in leaving})
         return max((soonest - now).total_seconds(), 0.0)
 
@@ -297,7 +304,7 @@ class Keeper:
         work: Coroutine[None, None, bool],
     ) -> None:
         name = f"{job.value} {agent.id}"
-        self._jobs[agent.id] = group.create_task(self._guarded([agent], job, work), name=name)
+        self._jobs[agent.id] = spawn(group, self._guarded([agent], job, work), name)
 
     async def _guarded(
         self, agents: Sequence[model.AgentRow], job: Job, work: Coroutine[None, None, bool]
@@ -432,7 +439,7 @@ class Keeper:
         return results[0].agent
 
     def _committed(self, stepped: model.Stepped) -> None:
-        self.state = stepped.crew_state
+        self._know(stepped.crew_state, stepped.last_sequence)
         for result in stepped.results:
             row = result.agent
             if row is None:
