@@ -14,6 +14,7 @@ from factory_server.core import model
 from factory_server.core.errors import FactoryError, FieldViolation, Invalid, NotFound
 from factory_server.core.lifecycle import AgentState
 from factory_server.services.disband import seconds
+from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from factory_server.services.sessions import Sessions
@@ -77,7 +78,7 @@ class Tasks:
         )
         if not joined and self._group is not None:
             self._running[task.id] = _Running()
-            self._group.create_task(self._carry(task, timeout_s), name=f"task {task.id}")
+            spawn(self._group, self._carry(task, timeout_s), f"task {task.id}")
         return task, joined
 
     async def updates(
