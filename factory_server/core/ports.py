@@ -428,6 +428,9 @@ class Identities(Protocol):
 class Line(Protocol):
     """The factory's line to one instance, over its control socket. Raises Unavailable where it is silent."""
 
+    async def greet(self, *, deadline_s: float) -> None:
+        """Hear the instance answer, whatever it says."""
+
     async def assume(
         self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
     ) -> agent_service_pb2.AssumeResponse:

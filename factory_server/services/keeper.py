@@ -58,6 +58,7 @@ class Keeper:
         self._taken_away: set[str] = set()
         self._assuming: set[str] = set()
         self._given: model.CrewRow | None = None
+        self._recorded_now = False
         self._bus_incarnation = incarnation
         self._settle_at = 0.0
         self._prepared = False
@@ -78,8 +79,10 @@ class Keeper:
             self.kick()
 
     def begin_with(self, crew: model.CrewRow) -> None:
-        """Start from rows that were just read."""
+        """Start from rows that were just recorded: there is no work, signal or context of theirs to settle yet."""
         self._given = crew
+        self._recorded_now = True
+        self._settle_at = time.monotonic() + LOOK_AGAIN_S
 
     def agent_of(self, instance: str) -> model.AgentRow | None:
         """Whose present instance this is."""
@@ -215,7 +218,9 @@ class Keeper:
             model.ContextRow(key, json.dumps(MessageToDict(value)), 1, ACTOR)
             for key, value in crew.manifest.context.items()
         ]
-        mirrored = {row.key: row for row in await self._parts.store.read_context(crew.id)}
+        known = () if self._recorded_now else await self._parts.store.read_context(crew.id)
+        self._recorded_now = False
+        mirrored = {row.key: row for row in known}
         if rows or mirrored:
             merged = {row.key: row for row in rows} | mirrored
             await self._parts.bus.restore_context(crew.id, list(merged.values()))
