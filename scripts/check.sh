@@ -26,7 +26,9 @@ packages() {
 
 # proto/released.binpb is the contract as it was last released: `make release-contract` sets it anew.
 breaking() {
-  buf breaking --against proto/released.binpb --against-config buf.yaml
+  buf build -o "$work/contract.binpb" \
+    && buf breaking "$work/contract.binpb" --against proto/released.binpb \
+      --config '{"version": "v2", "breaking": {"use": ["FILE"]}}'
 }
 
 gen_is_fresh() {
