@@ -150,7 +150,7 @@ class Factory:
         )
         servicers = Servicers(
             CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard
-            FactoryServicer(registry, facts),  # type: ignore[abstract]  # planned methods likewise
+            FactoryServicer(registry, facts),
             ProfileServicer(self.parts, codec),
             self.health,
         )

@@ -18,6 +18,7 @@ from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
 from factory_server.services import provision, teardown
 from factory_server.services.egress import WayOut
+from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import REAPER
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
@@ -39,10 +40,18 @@ TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
 class Keeper:
     """The one who works on one crew. `run` returns when the crew is gone for good."""
 
-    def __init__(self, crew: str, parts: Parts, sessions: Sessions, incarnation: str = "") -> None:
+    def __init__(
+        self,
+        crew: str,
+        parts: Parts,
+        sessions: Sessions,
+        hibernation: Hibernation,
+        incarnation: str = "",
+    ) -> None:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
+        self._hibernation = hibernation
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
@@ -178,6 +187,7 @@ class Keeper:
             await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
+        await self._leave_sleepers()
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
@@ -248,6 +258,12 @@ class Keeper:
             self._settle_at = time.monotonic() + LOOK_AGAIN_S
             await self.settle(self.crew_id)
 
+    async def _leave_sleepers(self) -> None:
+        """Let go of instances whose agents were sent to sleep, here or by another replica."""
+        for agent in list(self._agents.values()):
+            if agent.state is AgentState.HIBERNATING and self._sessions.get(agent.id) is not None:
+                await self._fence(agent)
+
     async def _share_roster(self, crew: model.CrewRow) -> None:
         roster = tuple((a.id, a.generation) for a in crew.agents if a.state is not AgentState.STOPPED)
         if roster == self._roster:
@@ -272,9 +288,11 @@ class Keeper:
                     self._jobs[agent.id].cancel()  # its instance may hang for as long as it likes
                 continue
             decision = reconcile.decide(agent, crew, now)
+            if decision.job is Job.HIBERNATE:
+                decision = self._hibernation.unless_used(agent, decision, attended=self._attended(agent))
             due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
-                soonest = min(filter(None, (soonest, agent.lease_until)))
+                soonest = min(filter(None, (soonest, agent.lease_until, reconcile.rests_at(agent, now))))
             elif due > now:
                 soonest = min(soonest, due)
             elif decision.job is Job.DRAIN:
@@ -345,6 +363,8 @@ class Keeper:
             case Job.DISBAND:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
+            case Job.HIBERNATE:
+                return await self._hibernation.rest(agent, decision)
             case Job.NONE | Job.DRAIN:
                 return False
 
@@ -385,6 +405,8 @@ class Keeper:
                 phases,
             )
         except provision.InstanceFailed as failed:
+            if provision.state_corrupt(failed.error):
+                return await self._give_up_state(agent, str(failed))
             if provision.broken(failed.error):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(failed))
                 return await self._give_up(agent, verdict)
@@ -396,6 +418,15 @@ class Keeper:
     async def _give_up(self, agent: model.AgentRow, why: reconcile.Decision) -> bool:
         if await self._step(self._simple(agent, AgentEvent.GAVE_UP, why)) is not None:
             await self._fence(agent)
+        return True
+
+    async def _give_up_state(self, agent: model.AgentRow, message: str) -> bool:
+        """The agent's memory cannot be taken back: rather no agent than one that silently forgot."""
+        why = reconcile.Decision(Job.GIVE_UP, reason="StateCorrupt", message=message)
+        failed = self._simple(agent, AgentEvent.HEALTH_FAILED, why)
+        unhealthy = with_fields(agent, state=AgentState.UNHEALTHY)
+        await self._batcher.step([failed, self._simple(unhealthy, AgentEvent.GAVE_UP, why)])
+        await self._fence(agent)
         return True
 
     async def _attend(self, agent: model.AgentRow) -> bool:

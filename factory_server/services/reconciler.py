@@ -13,6 +13,7 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
+from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
 from factory_server.services.owned import spawn
@@ -54,6 +55,7 @@ class Reconciler:
         self._incarnation = ""
         self._group: asyncio.TaskGroup | None = None
         self._pool = PoolLane(parts, sessions.lines, self.busy)
+        self.hibernation = Hibernation(parts, sessions)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None
         self.ready = asyncio.Event()
@@ -177,7 +179,7 @@ class Reconciler:
     def _keep(self, crew: str) -> Keeper:
         keeper = self._keepers.get(crew)
         if keeper is None and self._group is not None:
-            keeper = Keeper(crew, self._parts, self._sessions, self._incarnation)
+            keeper = Keeper(crew, self._parts, self._sessions, self.hibernation, self._incarnation)
             keeper.settle = self.settle
             self._keepers[crew] = keeper
             self._held_at[crew] = time.monotonic()
