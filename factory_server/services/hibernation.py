@@ -56,20 +56,19 @@ class Hibernation:
             return decision
         return Decision(decision.job, due, decision.reason, decision.message)
 
-    async def rest(self, agent: model.AgentRow, decision: Decision) -> bool:
-        """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; whether it moved."""
+    async def rest(self, agent: model.AgentRow, decision: Decision) -> None:
+        """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; else put it off."""
         ttl_s = agent.spec.idle_ttl.ToNanoseconds() / 1e9
         left_s = ttl_s
         try:
             row = await self.sleep(agent, ACTOR, decision.reason, decision.message, idle_for_s=ttl_s)
             if row is not None:
                 self._used.pop(agent.id, None)
-                return True
+                return
         except FactoryError as error:
             left_s = ttl_s - float(error.metadata.get("idle_s", "0"))
             log.info("does not hibernate yet", extra={"agent": agent.id, "error": str(error)})
         self._put_off(agent, left_s)
-        return False
 
     def _put_off(self, agent: model.AgentRow, left_s: float) -> None:
         now = self._parts.now()

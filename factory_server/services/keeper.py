@@ -364,7 +364,8 @@ class Keeper:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
             case Job.HIBERNATE:
-                return await self._hibernation.rest(agent, decision)
+                await self._hibernation.rest(agent, decision)
+                return True
             case Job.NONE | Job.DRAIN:
                 return False
 

@@ -1,4 +1,4 @@
-"""Hibernation end to end: idle agents leave nothing but their state, and whoever wants them gets them back whole."""
+"""Hibernation end to end: idle agents leave nothing but their state, and come back whole when wanted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.struct_pb2 import Value
 from running import Client, Running, connected, credentials_of, request_id, running_stack, token_of
 
+from embedded.postgres import EmbeddedPostgres
 from factory_cli import leaks
 from hyperfactory.v1 import agent_service_pb2 as ap
 from hyperfactory.v1 import agent_service_pb2_grpc, types_pb2
@@ -173,7 +175,7 @@ async def test_a_broadcast_wakes_it_and_is_acknowledged(fragile, client, crew):
 
 
 async def run_task(client: Client, crew: str) -> list[Any]:
-    task = cp.RunTaskRequest(request_id=request_id(), crew=crew)
+    task = cp.RunTaskRequest(request_id=request_id(), crew=crew, agent="dormouse")
     task.input.update({"n": 1})
     return [r async for r in client.crews.RunTask(task, timeout=CALL_S, metadata=client.metadata)]
 
@@ -242,16 +244,30 @@ async def test_it_wakes_without_a_warm_instance(fragile, client, lasting):
 
 async def set_pool(client: Client, target: int) -> None:
     """A pool of this size, filled or emptied."""
-    request = fp.UpdatePoolRequest(request_id=request_id(), base="python", target=target)
-    await client.factory.UpdatePool(request, timeout=CALL_S, metadata=client.metadata)
     async with asyncio.timeout(WITHIN_S):
         while True:
+            # Said again: one that was being made when the pool shrank is WARM only now.
+            request = fp.UpdatePoolRequest(request_id=request_id(), base="python", target=target)
+            await client.factory.UpdatePool(request, timeout=CALL_S, metadata=client.metadata)
             pools = await client.factory.GetPool(
                 fp.GetPoolRequest(), timeout=CALL_S, metadata=client.metadata
             )
             if pools.pools[0].ready == target:
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_a_damaged_state_fails_the_agent_instead_of_its_memory(fragile, client, lasting):
+    await hibernate(client, lasting.agents[0].id)
+    async with await psycopg.AsyncConnection.connect(EmbeddedPostgres(fragile.home).url) as connection:
+        await connection.execute(
+            "UPDATE agent_state SET data = data || '!' WHERE agent = %s", [lasting.agents[0].id]
+        )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await wake(client, lasting.agents[0].id)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    failed = await agent_of(client, lasting.id)
+    assert (failed.state, failed.reason) == (types_pb2.AGENT_STATE_FAILED, "StateCorrupt")
 
 
 async def test_hibernating_and_waking_at_once_lose_nothing(fragile, client, lasting):
@@ -263,7 +279,7 @@ async def test_hibernating_and_waking_at_once_lose_nothing(fragile, client, last
             try:
                 await action(client, agent.id)
             except grpc.aio.AioRpcError as error:
-                assert error.code() in (  # noqa: PT017
+                assert error.code() in (
                     grpc.StatusCode.ABORTED,
                     grpc.StatusCode.FAILED_PRECONDITION,
                 ), error.details()
@@ -276,7 +292,7 @@ async def test_hibernating_and_waking_at_once_lose_nothing(fragile, client, last
                 try:
                     await direct.put(f"k{number}", str(number))
                 except grpc.aio.AioRpcError as error:
-                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error.details()  # noqa: PT017
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error.details()
                 else:
                     acknowledged.append(number)
 
