@@ -85,8 +85,9 @@ def begin(
         made.agents[agent.id] = replace(agent, instance=intent(agent))
         return
     target = advance(agent.state, E.INSTANCE_STARTED)
-    if target is None:  # a woken agent is WARMING already
-        made.agents[agent.id] = replace(agent, instance=instance, warm=True)
+    if target is None:  # a woken agent is WARMING already: that it was warm goes with the step that woke it
+        carried = made.agents[agent.id] = replace(agent, instance=instance, warm=True)
+        made.moves[-1] = replace(made.moves[-1], after=carried)
         return
     why: Changes = {"reason": WARM_CLAIM, "message": "", "updated_at": now}
     after = replace(agent, instance=instance, warm=True, state=target, **why)

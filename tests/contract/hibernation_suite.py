@@ -96,6 +96,7 @@ class HibernationSuite:
         assert warm.instance is not None
         assert (warm.state, warm.warm, warm.instance.id) == (S.WARMING, True, instance)
         assert warm.instance.state is InstanceState.OWNED
+        assert warm == await store.get_agent(sleeper.id)
 
     async def test_a_cold_instance_is_known_with_the_step_to_ready(self, store: Store) -> None:
         woken = await store.wake_agent((await asleep(store)).id, None, ALICE)

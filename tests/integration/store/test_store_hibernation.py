@@ -33,6 +33,8 @@ class World:
         self.values = {1: 0}
         """By generation: how often its instance was worked on."""
         self.stopped = False
+        self.suspension = asyncio.Lock()
+        """Held while the instance is suspended: it then handles no signal."""
         self.slept = 0
         self.errors: list[FactoryError] = []
 
@@ -48,6 +50,10 @@ class World:
 
     async def hibernate(self) -> None:
         """Take the state as it is now, wait, and store it if nothing came in between."""
+        async with self.suspension:
+            await self._suspend_and_store()
+
+    async def _suspend_and_store(self) -> None:
         agent = await self.look()
         if agent.state is not S.READY:
             return
@@ -79,11 +85,14 @@ class World:
         opened, _ = await self.store.open_broadcast(
             self.crew, request(), ALICE, signal="x", payload=b"", agents=[(agent.id, agent.name)], ttl_s=30
         )
-        agent = await self.look()
-        if agent.state in (S.READY, S.BUSY):
-            self.values[agent.generation] += 1
+        async with self.suspension:
+            agent = await self.look()
+            handled = agent.state in (S.READY, S.BUSY)
+            if handled:
+                self.values[agent.generation] += 1
         await self.pause()
-        done = ReceiptRow(opened.id, agent.id, agent.name, agent.generation, "ACKED", 0, 0.0)
+        stage = "ACKED" if handled else "EXPIRED"
+        done = ReceiptRow(opened.id, agent.id, agent.name, agent.generation, stage, 0, 0.0)
         await self.store.record_receipts(opened.id, [done])
 
     async def fail(self) -> None:
