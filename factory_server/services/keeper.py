@@ -386,7 +386,9 @@ class Keeper:
         return await self._assume(row) if row is not None else True
 
     async def _assume(self, agent: model.AgentRow) -> bool:
-        phases = self.phases.setdefault(agent.id, Phases())
+        phases = self.phases.get(agent.id)
+        if phases is None or phases.ended:
+            phases = self.phases[agent.id] = Phases()
         if agent.instance is None:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True

@@ -63,6 +63,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.spent: list[tuple[str, float]] = []
+        self.ended = False
+        """The agent is READY: its next instance has phases of its own."""
         self._began = self._since = time.monotonic()
 
     def mark(self, phase: str) -> None:
@@ -199,6 +201,7 @@ async def assume(
         return ready
     if sessions.attach(ready, line).line is not line:
         await line.close()
+    phases.ended = True
     parts.measures.spawn_s.labels("warm" if ready.warm else "cold").observe(phases.whole_s())
     return ready
 
