@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
@@ -35,6 +35,17 @@ FRESH_MAX_S = 20.0
 USED_MAX = 1000
 
 
+def state_lost(agent: model.AgentRow, message: str) -> Sequence[model.Step]:
+    """The agent's memory cannot be taken back: rather no agent than one that silently forgot."""
+    moves = ((AgentState.WARMING, AgentEvent.HEALTH_FAILED), (AgentState.UNHEALTHY, AgentEvent.GAVE_UP))
+    return [
+        model.Step(
+            agent.id, agent.generation, (source,), event, ACTOR, reason="StateCorrupt", message=message
+        )
+        for source, event in moves
+    ]
+
+
 class Hibernation:
     """How this process sends agents to sleep, each by one at a time."""
 
@@ -56,19 +67,21 @@ class Hibernation:
             return decision
         return Decision(decision.job, due, decision.reason, decision.message)
 
-    async def rest(self, agent: model.AgentRow, decision: Decision) -> None:
-        """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; else put it off."""
+    async def rest(self, agent: model.AgentRow, decision: Decision) -> bool:
+        """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; else put it off. True:
+        look again, for the next job or for when it is due."""
         ttl_s = agent.spec.idle_ttl.ToNanoseconds() / 1e9
         left_s = ttl_s
         try:
             row = await self.sleep(agent, ACTOR, decision.reason, decision.message, idle_for_s=ttl_s)
             if row is not None:
                 self._used.pop(agent.id, None)
-                return
+                return True
         except FactoryError as error:
             left_s = ttl_s - float(error.metadata.get("idle_s", "0"))
             log.info("does not hibernate yet", extra={"agent": agent.id, "error": str(error)})
         self._put_off(agent, left_s)
+        return True
 
     def _put_off(self, agent: model.AgentRow, left_s: float) -> None:
         now = self._parts.now()

@@ -16,9 +16,8 @@ from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
-from factory_server.services import provision, teardown
+from factory_server.services import hibernation, provision, teardown
 from factory_server.services.egress import WayOut
-from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import REAPER
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
@@ -45,13 +44,13 @@ class Keeper:
         crew: str,
         parts: Parts,
         sessions: Sessions,
-        hibernation: Hibernation,
+        sleep: hibernation.Hibernation,
         incarnation: str = "",
     ) -> None:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
-        self._hibernation = hibernation
+        self._hibernation = sleep
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
@@ -364,8 +363,7 @@ class Keeper:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
             case Job.HIBERNATE:
-                await self._hibernation.rest(agent, decision)
-                return True
+                return await self._hibernation.rest(agent, decision)
             case Job.NONE | Job.DRAIN:
                 return False
 
@@ -409,7 +407,9 @@ class Keeper:
             )
         except provision.InstanceFailed as failed:
             if provision.state_corrupt(failed.error):
-                return await self._give_up_state(agent, str(failed))
+                await self._batcher.step(hibernation.state_lost(agent, str(failed)))
+                await self._fence(agent)
+                return True
             if provision.broken(failed.error):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(failed))
                 return await self._give_up(agent, verdict)
@@ -421,15 +421,6 @@ class Keeper:
     async def _give_up(self, agent: model.AgentRow, why: reconcile.Decision) -> bool:
         if await self._step(self._simple(agent, AgentEvent.GAVE_UP, why)) is not None:
             await self._fence(agent)
-        return True
-
-    async def _give_up_state(self, agent: model.AgentRow, message: str) -> bool:
-        """The agent's memory cannot be taken back: rather no agent than one that silently forgot."""
-        why = reconcile.Decision(Job.GIVE_UP, reason="StateCorrupt", message=message)
-        failed = self._simple(agent, AgentEvent.HEALTH_FAILED, why)
-        unhealthy = with_fields(agent, state=AgentState.UNHEALTHY)
-        await self._batcher.step([failed, self._simple(unhealthy, AgentEvent.GAVE_UP, why)])
-        await self._fence(agent)
         return True
 
     async def _attend(self, agent: model.AgentRow) -> bool:
