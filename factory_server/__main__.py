@@ -184,7 +184,9 @@ async def open_parts(
         owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
         try:
-            yield Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress), store
+            doorsteps = str(places(settings.home / "sandboxes").sockets / "doorsteps")
+            parts = Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress, doorsteps=doorsteps)
+            yield parts, store
         finally:
             await bus.close()
     finally:

@@ -154,6 +154,7 @@ class Keeper:
                         return
                     await self._pause(pause_s)
             finally:
+                self._wiring.close()
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()

@@ -188,6 +188,23 @@ async def test_a_task_wakes_it_and_is_done(fragile, client, crew):
     assert await remembered(fragile, crew.agents[0]) == "by task"
 
 
+async def test_mates_wake_each_other_by_calling(fragile, client):
+    """The planner calls its mates directly, past the gateway and the factory."""
+    members = [{"name": name, "profile": name} for name in ("planner", "coder", "reviewer")]
+    made = await client.assemble(name="mission", members=members)
+    for agent in made.agents:
+        if agent.name != "planner":
+            await hibernate(client, agent.id)
+    task = cp.RunTaskRequest(request_id=request_id(), crew=made.id, agent="planner")
+    task.input.update({"mission": "count primes", "numbers": 1000})
+    updates = [r async for r in client.crews.RunTask(task, timeout=CALL_S, metadata=client.metadata)]
+    assert updates[-1].result.status.code == 0, updates[-1].result.status
+    after = await client.get(made.id)
+    assert {a.name: a.generation for a in after.agents} == {"planner": 1, "coder": 2, "reviewer": 2}
+    await client.disband(made.id)
+    assert not list(fragile.home.rglob("doorsteps/*.sock"))
+
+
 async def test_calls_and_signals_keep_it_awake(fragile, client, crew):
     """A second is over thrice, and nothing of what was done moved its row."""
     ends = asyncio.get_running_loop().time() + 3.0
