@@ -132,6 +132,11 @@ def _heal(agent: AgentRow, crew: CrewRow) -> Decision:
     return Decision(Job.REPLACE, due=agent.updated_at + timedelta(seconds=backoff_s(spent)))
 
 
+def given_up(agent: AgentRow, crew: CrewRow | None, now: datetime) -> bool:
+    """Whether an agent that cannot be made has used up its time."""
+    return crew is not None and decide(agent, crew, now).job is Job.GIVE_UP
+
+
 def replacements_now(agent: AgentRow, at: datetime) -> int:
     """Replacements within the present window."""
     since = agent.replaced_since

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from factory_server.core import model
-from factory_server.core.errors import Refused, Stale
+from factory_server.core.errors import Refused, Stale, Unavailable
 from factory_server.core.lifecycle import AgentState
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
@@ -24,7 +24,14 @@ async def hibernate(
         raise Refused(
             f"cannot hibernate agent '{agent.name}': it is {agent.state}", metadata={"state": agent.state}
         )
-    row = await reconciler.hibernation.sleep(agent, actor, "Hibernated", f"by {actor}", request=key)
+    try:
+        row = await reconciler.hibernation.sleep(agent, actor, "Hibernated", f"by {actor}", request=key)
+    except Unavailable:
+        # Perhaps somebody else has sent it to sleep, and its instance went while it was asked.
+        now = await parts.store.get_agent(request.agent)
+        if now.state is not AgentState.HIBERNATING and now.generation == agent.generation:
+            raise
+        row = None
     if row is not None:
         reconciler.kick(agent.crew)
         return row

@@ -7,13 +7,11 @@ nothing has changed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from weakref import WeakValueDictionary
 
 from factory_server.core import model, ports
 from factory_server.core.errors import FactoryError, Refused
@@ -32,7 +30,6 @@ SUSPEND_S = 10.0
 TAKE_BACK_S = 5.0
 FRESH_MAX_S = 20.0
 """An instance that nobody ended takes work again after 60 s: an older state may not be its last."""
-USED_MAX = 1000
 
 
 def state_lost(agent: model.AgentRow, message: str) -> Sequence[model.Step]:
@@ -47,12 +44,11 @@ def state_lost(agent: model.AgentRow, message: str) -> Sequence[model.Step]:
 
 
 class Hibernation:
-    """How this process sends agents to sleep, each by one at a time."""
+    """How a keeper sends its agents to sleep, and others with its help; each agent by one at a time."""
 
     def __init__(self, parts: Parts, sessions: Sessions) -> None:
         self._parts = parts
         self._sessions = sessions
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._used: dict[str, tuple[int, datetime]] = {}
         """Agents whose instances refused, in that generation: when to ask again."""
 
@@ -84,10 +80,8 @@ class Hibernation:
         return True
 
     def _put_off(self, agent: model.AgentRow, left_s: float) -> None:
-        now = self._parts.now()
-        if len(self._used) >= USED_MAX:
-            self._used = {name: used for name, used in self._used.items() if used[1] > now}
-        self._used[agent.id] = (agent.generation, now + timedelta(seconds=max(left_s, 0.0)))
+        later = self._parts.now() + timedelta(seconds=max(left_s, 0.0))
+        self._used[agent.id] = (agent.generation, later)
 
     # For everybody
 
@@ -113,7 +107,7 @@ class Hibernation:
             reason=reason,
             message=message,
         )
-        async with self._locks.setdefault(agent.id, asyncio.Lock()), self._line(agent) as line:
+        async with self._sessions.suspending(agent.id), self._line(agent) as line:
             began = time.monotonic()
             state = await line.suspend(idle_for_s=idle_for_s, deadline_s=SUSPEND_S)
             row: model.AgentRow | None = None

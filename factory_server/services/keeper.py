@@ -39,18 +39,11 @@ TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
 class Keeper:
     """The one who works on one crew. `run` returns when the crew is gone for good."""
 
-    def __init__(
-        self,
-        crew: str,
-        parts: Parts,
-        sessions: Sessions,
-        sleep: hibernation.Hibernation,
-        incarnation: str = "",
-    ) -> None:
+    def __init__(self, crew: str, parts: Parts, sessions: Sessions, incarnation: str = "") -> None:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
-        self._hibernation = sleep
+        self._hibernation = hibernation.Hibernation(parts, sessions)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
@@ -377,7 +370,7 @@ class Keeper:
             pause_s = reconcile.create_backoff_s(attempt)
             self._retry_at[agent.id] = (Job.CREATE, self._parts.now() + timedelta(seconds=pause_s))
             log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
-            if reconcile_given_up(agent, self._crew, self._parts.now()):
+            if reconcile.given_up(agent, self._crew, self._parts.now()):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
                 return await self._give_up(agent, verdict)
             return True
@@ -510,8 +503,3 @@ def newer(read: model.AgentRow, committed: model.AgentRow | None) -> model.Agent
     if committed is None:
         return read
     return max(read, committed, key=lambda row: (row.generation, row.updated_at))
-
-
-def reconcile_given_up(agent: model.AgentRow, crew: model.CrewRow | None, now: datetime) -> bool:
-    """Whether an agent that cannot be made has used up its time."""
-    return crew is not None and reconcile.decide(agent, crew, now).job is Job.GIVE_UP

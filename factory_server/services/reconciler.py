@@ -179,7 +179,7 @@ class Reconciler:
     def _keep(self, crew: str) -> Keeper:
         keeper = self._keepers.get(crew)
         if keeper is None and self._group is not None:
-            keeper = Keeper(crew, self._parts, self._sessions, self.hibernation, self._incarnation)
+            keeper = Keeper(crew, self._parts, self._sessions, self._incarnation)
             keeper.settle = self.settle
             self._keepers[crew] = keeper
             self._held_at[crew] = time.monotonic()
