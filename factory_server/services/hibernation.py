@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
@@ -62,6 +62,11 @@ class Hibernation:
         if generation != agent.generation:
             return decision
         return Decision(decision.job, due, decision.reason, decision.message)
+
+    def left_behind(self, agents: Iterable[model.AgentRow]) -> list[model.AgentRow]:
+        """Those that sleep, sent there by whomever, while the session with their instance is still held."""
+        sleepers = [a for a in agents if a.state is AgentState.HIBERNATING]
+        return [a for a in sleepers if self._sessions.get(a.id) is not None]
 
     async def rest(self, agent: model.AgentRow, decision: Decision) -> bool:
         """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; else put it off. True:

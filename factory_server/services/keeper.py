@@ -180,7 +180,8 @@ class Keeper:
             await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
-        await self._leave_sleepers()
+        for agent in self._hibernation.left_behind(self._agents.values()):
+            await self._fence(agent)
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
@@ -250,12 +251,6 @@ class Keeper:
         if self.settle is not None and time.monotonic() >= self._settle_at:
             self._settle_at = time.monotonic() + LOOK_AGAIN_S
             await self.settle(self.crew_id)
-
-    async def _leave_sleepers(self) -> None:
-        """Let go of instances whose agents were sent to sleep, here or by another replica."""
-        for agent in list(self._agents.values()):
-            if agent.state is AgentState.HIBERNATING and self._sessions.get(agent.id) is not None:
-                await self._fence(agent)
 
     async def _share_roster(self, crew: model.CrewRow) -> None:
         roster = tuple((a.id, a.generation) for a in crew.agents if a.state is not AgentState.STOPPED)
@@ -378,9 +373,7 @@ class Keeper:
         return await self._assume(row) if row is not None else True
 
     async def _assume(self, agent: model.AgentRow) -> bool:
-        phases = self.phases.get(agent.id)
-        if phases is None or phases.ended:
-            phases = self.phases[agent.id] = Phases()
+        phases = provision.phases_of(agent.id, self.phases)
         if agent.instance is None:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import replace as with_fields
 
 from factory_server.core import model, ports, reconcile
@@ -76,6 +76,14 @@ class Phases:
     def whole_s(self) -> float:
         """From the start until now."""
         return time.monotonic() - self._began
+
+
+def phases_of(agent: str, known: MutableMapping[str, Phases]) -> Phases:
+    """Those of the instance that is being made."""
+    phases = known.get(agent)
+    if phases is None or phases.ended:
+        phases = known[agent] = Phases()
+    return phases
 
 
 async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Phases) -> model.AgentRow | None:
