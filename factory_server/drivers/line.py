@@ -93,6 +93,19 @@ class GrpcLine:
         finally:
             call.cancel()
 
+    async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
+        """See the port."""
+        request = agent_service_pb2.SuspendRequest()
+        if idle_for_s > 0:
+            request.idle_for.FromNanoseconds(int(idle_for_s * 1e9))
+        with _spoken():
+            return (await self._stub.Suspend(request, timeout=deadline_s)).state
+
+    async def take_back(self, *, deadline_s: float) -> None:
+        """See the port."""
+        with _spoken():
+            await self._stub.Resume(agent_service_pb2.ResumeRequest(), timeout=deadline_s)
+
     async def drain(self, *, grace_s: float) -> None:
         """See the port."""
         grace = Duration()

@@ -17,6 +17,7 @@ from factory_server.services.disband import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.wake import wake_members
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2, types_pb2
 
 log = logging.getLogger("factory.broadcast")
@@ -91,7 +92,18 @@ class Broadcasts:
         if not joined:
             self._open[row.id] = row
             await self._fan_out(row, [a.id for a in targets])
+            await self._wake_sleepers(crew.id, targets)
         return row, joined
+
+    async def _wake_sleepers(self, crew: str, targets: Sequence[model.AgentRow]) -> None:
+        """Who hibernates gets the signal when awake. Looked at anew: since the signal is recorded nobody falls
+        asleep over it, but somebody may have done so just before."""
+        may_sleep = {
+            a.id for a in targets if a.state is AgentState.HIBERNATING or a.spec.HasField("idle_ttl")
+        }
+        if may_sleep:
+            members = (await self._parts.store.get_crew(crew)).agents
+            await wake_members(self._parts, crew, [a for a in members if a.id in may_sleep], "Signal")
 
     async def watch(self, broadcast: str, after: int) -> AsyncIterator[Progress]:
         """Receipts as they become final, in their order; ends with the broadcast."""
@@ -214,11 +226,14 @@ class Broadcasts:
         rows = await self._parts.store.pending_receipts(crew)
         if not rows:
             return
-        states = {a.id: a.state for a in (await self._parts.store.get_crew(crew)).agents}
+        agents = (await self._parts.store.get_crew(crew)).agents
+        states = {a.id: a.state for a in agents}
         now = self._parts.now()
         for row, pending in rows:
             self._open.setdefault(row.id, row)
             expired = now >= row.expires_at
+            wanted = set() if expired else {receipt.agent for receipt in pending}
+            await wake_members(self._parts, crew, [a for a in agents if a.id in wanted], "Signal")
             latency_s = (now - row.created_at).total_seconds()
             ended: list[model.ReceiptRow] = []
             for receipt in pending:

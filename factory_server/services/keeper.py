@@ -16,7 +16,7 @@ from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
-from factory_server.services import provision, teardown
+from factory_server.services import hibernation, provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
 from factory_server.services.owned import spawn
@@ -43,6 +43,7 @@ class Keeper:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
+        self._hibernation = hibernation.Hibernation(parts, sessions)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
@@ -149,6 +150,7 @@ class Keeper:
                         return
                     await self._pause(pause_s)
             finally:
+                self._wiring.close()
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()
@@ -181,6 +183,8 @@ class Keeper:
             await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
+        for agent in self._hibernation.left_behind(self._agents.values()):
+            await self._fence(agent)
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
@@ -277,9 +281,11 @@ class Keeper:
                     self._jobs[agent.id].cancel()  # its instance may hang for as long as it likes
                 continue
             decision = reconcile.decide(agent, crew, now)
+            if decision.job is Job.HIBERNATE:
+                decision = self._hibernation.unless_used(agent, decision, attended=self._attended(agent))
             due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
-                soonest = min(filter(None, (soonest, agent.lease_until)))
+                soonest = min(filter(None, (soonest, agent.lease_until, reconcile.rests_at(agent, now))))
             elif due > now:
                 soonest = min(soonest, due)
             elif decision.job is Job.DRAIN:
@@ -350,6 +356,8 @@ class Keeper:
             case Job.DISBAND:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
+            case Job.HIBERNATE:
+                return await self._hibernation.rest(agent, decision)
             case Job.NONE | Job.DRAIN:
                 return False
 
@@ -362,7 +370,7 @@ class Keeper:
             pause_s = reconcile.create_backoff_s(attempt)
             self._retry_at[agent.id] = (Job.CREATE, self._parts.now() + timedelta(seconds=pause_s))
             log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
-            if reconcile_given_up(agent, self._crew, self._parts.now()):
+            if reconcile.given_up(agent, self._crew, self._parts.now()):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
                 return await self._give_up(agent, verdict)
             return True
@@ -370,7 +378,7 @@ class Keeper:
         return await self._assume(row) if row is not None else True
 
     async def _assume(self, agent: model.AgentRow) -> bool:
-        phases = self.phases.setdefault(agent.id, Phases())
+        phases = provision.phases_of(agent.id, self.phases)
         if agent.instance is None:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True
@@ -390,6 +398,10 @@ class Keeper:
                 phases,
             )
         except provision.InstanceFailed as failed:
+            if provision.state_corrupt(failed.error):
+                await self._batcher.step(hibernation.state_lost(agent, str(failed)))
+                await self._fence(agent)
+                return True
             if provision.broken(failed.error):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(failed))
                 return await self._give_up(agent, verdict)
@@ -489,8 +501,3 @@ def newer(read: model.AgentRow, committed: model.AgentRow | None) -> model.Agent
     if committed is None:
         return read
     return max(read, committed, key=lambda row: (row.generation, row.updated_at))
-
-
-def reconcile_given_up(agent: model.AgentRow, crew: model.CrewRow | None, now: datetime) -> bool:
-    """Whether an agent that cannot be made has used up its time."""
-    return crew is not None and reconcile.decide(agent, crew, now).job is Job.GIVE_UP

@@ -13,6 +13,7 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
+from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
 from factory_server.services.owned import spawn
@@ -54,6 +55,7 @@ class Reconciler:
         self._incarnation = ""
         self._group: asyncio.TaskGroup | None = None
         self._pool = PoolLane(parts, sessions.lines, self.busy)
+        self.hibernation = Hibernation(parts, sessions)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None
         self.ready = asyncio.Event()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from factory_server.core import model, ports
 from factory_server.core.errors import FactoryError
@@ -56,9 +57,14 @@ class Sessions:
         self.lines = Lines(open_line)
         self._sessions: dict[str, Session] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._suspending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.on_attached: list[OnAttached] = []
         self.on_receipts: OnReceipts | None = None
         self._changed = asyncio.Event()
+
+    def suspending(self, agent: str) -> asyncio.Lock:
+        """Held by whoever suspends the agent's instance, so that nobody takes back what another has begun."""
+        return self._suspending.setdefault(agent, asyncio.Lock())
 
     def own(self, group: asyncio.TaskGroup) -> None:
         """Give the sessions' tasks their owner; call once, before any attach."""
