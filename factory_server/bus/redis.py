@@ -161,6 +161,7 @@ class RedisBus:
                         if message["type"] == "message":
                             yield str(message["data"])
             except (RedisError, OSError):
+                _end_if_cancelled()
                 await asyncio.sleep(pause_s * (0.5 + random.random()))
                 pause_s = min(pause_s * 2, RECONNECT_MAX_S)
 
@@ -178,4 +179,12 @@ async def _asked(deadline_s: float = COMMAND_MAX_S) -> AsyncIterator[None]:
     except (NoPermissionError, ResponseError) as error:
         raise Unavailable(f"the bus refuses: {error}") from error
     except (RedisError, OSError) as error:
+        _end_if_cancelled()
         raise Unavailable(f"the bus does not answer: {error}") from error
+
+
+def _end_if_cancelled() -> None:
+    """redis-py turns a cancellation that meets it while it connects into an error of its own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

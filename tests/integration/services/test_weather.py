@@ -178,8 +178,9 @@ async def test_a_death_that_nobody_heard_is_found_by_the_sweep_and_costs_one_gen
     hubs, site.host.hubs[:] = list(site.host.hubs), []
     instance = crew.agents[0].instance
     assert instance is not None
+    dying = site.host.instances[instance.id]
     site.host.kill(instance.id)
-    await until(lambda: site.host.instances[instance.id].ended.is_set())
+    await until(dying.ended.is_set)
     site.host.hubs[:] = hubs
 
     async def healed() -> bool:
