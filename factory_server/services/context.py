@@ -83,6 +83,19 @@ async def watch(
             return
 
 
+async def restore(parts: Parts, crew: model.CrewRow, *, mirrored: bool) -> None:
+    """Put the manifest's values on the bus where they are missing, and (unless the crew is new) the newer ones
+    that the store mirrored."""
+    rows = {
+        key: model.ContextRow(key, json.dumps(MessageToDict(value)), 1, "factory")
+        for key, value in crew.manifest.context.items()
+    }
+    if mirrored:
+        rows |= {row.key: row for row in await parts.store.read_context(crew.id)}
+    if rows:
+        await parts.bus.restore_context(crew.id, list(rows.values()))
+
+
 class ContextMirror:
     """Copies context changes of the crews kept here from the bus to the store, as events."""
 

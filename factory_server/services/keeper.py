@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace as with_fields
 from datetime import datetime, timedelta
 
-from google.protobuf.json_format import MessageToDict
-
 from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
-from factory_server.services import hibernation, provision, teardown
+from factory_server.services import context, hibernation, provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
+from factory_server.services.known import KnownCrew
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.provision import ACTOR, Phases
 from factory_server.services.sessions import Session, Sessions
-from factory_server.services.steps import StepBatcher
+from factory_server.services.steps import StepBatcher, replace_step, simple_step
 from factory_server.services.wiring import WIRED, Wiring
 from hyperfactory.v1 import agent_service_pb2
 
@@ -41,21 +39,17 @@ class Keeper:
 
     def __init__(self, crew: str, parts: Parts, sessions: Sessions, incarnation: str = "") -> None:
         self.crew_id = crew
+        self.known = KnownCrew()
         self._parts = parts
         self._sessions = sessions
         self._hibernation = hibernation.Hibernation(parts, sessions)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
-        self._batcher = StepBatcher(crew, parts, self._committed)
+        self._batcher = StepBatcher(crew, parts, self.known.committed)
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._agents: dict[str, model.AgentRow] = {}
-        self._crew: model.CrewRow | None = None
-        self.state: CrewState | None = None
-        self._state_at = 0
         self._retry_at: dict[str, tuple[Job, datetime]] = {}
         self._attempts: dict[str, int] = {}
-        self._fresh: dict[str, model.AgentRow] = {}
         self._taken_away: set[str] = set()
         self._assuming: set[str] = set()
         self._given: model.CrewRow | None = None
@@ -76,7 +70,7 @@ class Keeper:
 
     def nudge(self) -> None:
         """Agents changed here. While each of them is being worked on, the end of that work is the time to look."""
-        if self.state is not CrewState.ASSEMBLING or not self._agents.keys() <= self._jobs.keys():
+        if self.known.state is not CrewState.ASSEMBLING or not self.known.agents.keys() <= self._jobs.keys():
             self.kick()
 
     def begin_with(self, crew: model.CrewRow) -> None:
@@ -85,25 +79,14 @@ class Keeper:
         self._recorded_now = True
         self._settle_at = time.monotonic() + LOOK_AGAIN_S
 
-    def agent_of(self, instance: str) -> model.AgentRow | None:
-        """Whose present instance this is."""
-        for agent in self._agents.values():
-            if agent.instance is not None and agent.instance.id == instance:
-                return agent
-        return None
-
-    def working(self) -> bool:
-        """Whether any agent is on its way to READY."""
-        return any(a.state in (AgentState.PROVISIONING, AgentState.WARMING) for a in self._agents.values())
-
     async def bus_seen(self, incarnation: str) -> None:
         """The bus runs as this incarnation: where it is another one, renew what hung on the old."""
         if incarnation == self._bus_incarnation:
             return
         if self._bus_incarnation:
             log.info("bus restarted", extra={"action": "bus_restarted", "crew": self.crew_id})
-            for agent in list(self._agents.values()):
-                if agent.state in WIRED and self._agents.get(agent.id) is agent:
+            for agent in list(self.known.agents.values()):
+                if agent.state in WIRED and self.known.agents.get(agent.id) is agent:
                     await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
             self._prepared = False
         self._bus_incarnation = incarnation
@@ -112,25 +95,25 @@ class Keeper:
 
     async def greet(self, session: Session) -> None:
         """A session stands (again): it may have missed a roster."""
-        if self._crew is not None:
-            await session.send(self._roster_item(self._crew))
+        if self.known.crew is not None:
+            await session.send(self._roster_item(self.known.crew))
 
     async def lost(self, agent: model.AgentRow, reason: str, message: str, actor: str = ACTOR) -> None:
         """The agent's instance is dead or condemned: say so and, where allowed, replace it at once."""
-        present = self._agents.get(agent.id)
+        present = self.known.agents.get(agent.id)
         if present is not None and present.state is AgentState.DRAINING:
             return  # it is being taken away
         failed = model.Step(
             agent.id, agent.generation, LOST_FROM, AgentEvent.HEALTH_FAILED, actor, reason, message
         )
         steps = [failed]
-        if self._crew is not None:
+        if self.known.crew is not None:
             after = with_fields(
                 agent, state=AgentState.UNHEALTHY, updated_at=self._parts.now(), message=message
             )
-            verdict = reconcile.decide(after, self._crew, after.updated_at)
+            verdict = reconcile.decide(after, self.known.crew, after.updated_at)
             if verdict.job is Job.REPLACE and (verdict.due is None or verdict.due <= after.updated_at):
-                steps.append(self._replace_step(after))
+                steps.append(replace_step(after))
         await self._batcher.step(steps)
         try:
             await self._fence(agent)
@@ -175,15 +158,17 @@ class Keeper:
     async def _look(self, group: asyncio.TaskGroup) -> float | None:
         """One level-triggered pass; how long to pause, or None when nothing is left to keep."""
         given, self._given = self._given, None
-        self._fresh.clear()
-        crew = self._see(given or await self._parts.store.get_crew(self.crew_id))
+        self.known.begin_to_read()
+        crew = self.known.see(given or await self._parts.store.get_crew(self.crew_id))
+        self._forget_the_gone()
+        self.seen.set()
         if crew.state in TERMINAL:
             return None
         if not self._prepared:
             await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
-        for agent in self._hibernation.left_behind(self._agents.values()):
+        for agent in self._hibernation.left_behind(self.known.agents.values()):
             await self._fence(agent)
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
@@ -191,22 +176,10 @@ class Keeper:
         await self._settle_work()
         return self._start_jobs(group, crew)
 
-    def _see(self, crew: model.CrewRow) -> model.CrewRow:
-        """Take over what was read, but for rows that were committed while it was being read."""
-        agents = [newer(a, self._fresh.get(a.id)) for a in crew.agents]
-        self._crew = with_fields(crew, agents=agents)
-        self._know(crew.state, crew.last_sequence)
-        self._agents = {a.id: a for a in agents if a.state is not AgentState.STOPPED}
+    def _forget_the_gone(self) -> None:
         for kept in (self._retry_at, self._attempts, self.phases):
-            for gone in kept.keys() - self._agents.keys():
+            for gone in kept.keys() - self.known.agents.keys():
                 kept.pop(gone)
-        self.seen.set()
-        return self._crew
-
-    def _know(self, state: CrewState, sequence: int) -> None:
-        """The crew's state as of this event; what was read before a commit does not undo it."""
-        if sequence >= self._state_at:
-            self.state, self._state_at = state, sequence
 
     async def _prepare_if_possible(self, crew: model.CrewRow) -> None:
         """Without the bus nobody is assumed; whoever leaves, leaves."""
@@ -218,16 +191,8 @@ class Keeper:
 
     async def _prepare(self, crew: model.CrewRow) -> None:
         """Put the manifest's context on the bus, and what the store mirrored of it."""
-        rows = [
-            model.ContextRow(key, json.dumps(MessageToDict(value)), 1, ACTOR)
-            for key, value in crew.manifest.context.items()
-        ]
-        known = () if self._recorded_now else await self._parts.store.read_context(crew.id)
-        self._recorded_now = False
-        mirrored = {row.key: row for row in known}
-        if rows or mirrored:
-            merged = {row.key: row for row in rows} | mirrored
-            await self._parts.bus.restore_context(crew.id, list(merged.values()))
+        recorded_now, self._recorded_now = self._recorded_now, False
+        await context.restore(self._parts, crew, mirrored=not recorded_now)
         self._prepared = True
 
     async def _end_if_due(self, crew: model.CrewRow) -> bool:
@@ -275,7 +240,7 @@ class Keeper:
         expiry = None if crew.wish_gone else crew.expires_at
         soonest = min(filter(None, (now + timedelta(seconds=LOOK_AGAIN_S), expiry)))
         leaving: list[model.AgentRow] = []
-        for agent in self._agents.values():
+        for agent in self.known.agents.values():
             if agent.id in self._jobs:
                 if agent.state is AgentState.DRAINING and agent.id in self._assuming:
                     self._jobs[agent.id].cancel()  # its instance may hang for as long as it likes
@@ -345,10 +310,10 @@ class Keeper:
             case Job.ATTEND:
                 return await self._attend(agent)
             case Job.RELEASE:
-                await self._step(self._simple(agent, AgentEvent.TASK_COMPLETED, decision))
+                await self._step(simple_step(agent, AgentEvent.TASK_COMPLETED, decision))
                 return True
             case Job.REPLACE:
-                await self._step(self._replace_step(agent))
+                await self._step(replace_step(agent))
                 await self._fence(agent)
                 return True
             case Job.GIVE_UP:
@@ -370,7 +335,7 @@ class Keeper:
             pause_s = reconcile.create_backoff_s(attempt)
             self._retry_at[agent.id] = (Job.CREATE, self._parts.now() + timedelta(seconds=pause_s))
             log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
-            if reconcile.given_up(agent, self._crew, self._parts.now()):
+            if reconcile.given_up(agent, self.known.crew, self._parts.now()):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
                 return await self._give_up(agent, verdict)
             return True
@@ -382,8 +347,8 @@ class Keeper:
         if agent.instance is None:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True
-        crew = list(self._agents.values())
-        revision = self._crew.last_sequence if self._crew else 0
+        crew = list(self.known.agents.values())
+        revision = self.known.crew.last_sequence if self.known.crew else 0
         self._assuming.add(agent.id)
         try:
             await provision.assume(
@@ -411,7 +376,7 @@ class Keeper:
         return True
 
     async def _give_up(self, agent: model.AgentRow, why: reconcile.Decision) -> bool:
-        if await self._step(self._simple(agent, AgentEvent.GAVE_UP, why)) is not None:
+        if await self._step(simple_step(agent, AgentEvent.GAVE_UP, why)) is not None:
             await self._fence(agent)
         return True
 
@@ -421,7 +386,7 @@ class Keeper:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True
         await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
-        now = self._agents.get(agent.id)
+        now = self.known.agents.get(agent.id)
         if now is None or now.generation != agent.generation:
             # It was replaced and fenced meanwhile: what was granted just now must not outlive that.
             await self._parts.bus.revoke(agent.crew, agent.id, agent.generation)
@@ -436,7 +401,7 @@ class Keeper:
     async def _drain(self, leaving: Sequence[model.AgentRow], crew: model.CrewRow) -> bool:
         gone = await teardown.take_away(self._parts, self._sessions, leaving)
         self._taken_away |= {a.id for a in gone}
-        if crew.wish_gone and self._agents.keys() <= self._taken_away:
+        if crew.wish_gone and self.known.agents.keys() <= self._taken_away:
             await teardown.leave_bus(self._parts, crew.id)
             await self._way_out.close()
         await self._rewire()
@@ -455,36 +420,6 @@ class Keeper:
         results = await self._batcher.step([step])
         return results[0].agent
 
-    def _committed(self, stepped: model.Stepped) -> None:
-        self._know(stepped.crew_state, stepped.last_sequence)
-        for result in stepped.results:
-            row = result.agent
-            if row is None:
-                continue
-            if result.step.event is AgentEvent.REPLACE:
-                self._parts.measures.replaced.inc()
-            self._fresh[row.id] = row
-            if row.state is AgentState.STOPPED:
-                self._agents.pop(row.id, None)
-            else:
-                self._agents[row.id] = row
-
-    def _simple(self, agent: model.AgentRow, event: AgentEvent, why: reconcile.Decision) -> model.Step:
-        return model.Step(
-            agent.id, agent.generation, (agent.state,), event, ACTOR, reason=why.reason, message=why.message
-        )
-
-    def _replace_step(self, agent: model.AgentRow) -> model.Step:
-        return model.Step(
-            agent.id,
-            agent.generation,
-            (AgentState.UNHEALTHY,),
-            AgentEvent.REPLACE,
-            ACTOR,
-            reason="Replaced",
-            message=agent.message,
-        )
-
     async def _fence(self, agent: model.AgentRow) -> None:
         """Lock the lost generation out, beside the making of its successor."""
         self._sessions.detach(agent.id, agent.generation)
@@ -493,11 +428,4 @@ class Keeper:
         await teardown.fence(self._parts, self._sessions, agent.crew, agent.id, agent.generation)
 
     async def _rewire(self) -> None:
-        await self._wiring.rewire(self._agents.values())
-
-
-def newer(read: model.AgentRow, committed: model.AgentRow | None) -> model.AgentRow:
-    """The later of two rows of one agent."""
-    if committed is None:
-        return read
-    return max(read, committed, key=lambda row: (row.generation, row.updated_at))
+        await self._wiring.rewire(self.known.agents.values())

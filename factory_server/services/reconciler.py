@@ -85,7 +85,7 @@ class Reconciler:
     def assembling(self, crew: str) -> bool:
         """Whether the crew is kept here and not READY yet, as far as its keeper has seen."""
         keeper = self._keepers.get(crew)
-        return keeper is not None and keeper.state is CrewState.ASSEMBLING
+        return keeper is not None and keeper.known.state is CrewState.ASSEMBLING
 
     def keeper(self, crew: str) -> Keeper | None:
         """Who keeps the crew here."""
@@ -93,7 +93,7 @@ class Reconciler:
 
     def busy(self) -> bool:
         """Whether agents are on their way to READY, so that refilling should wait."""
-        return any(k.working() for k in self._keepers.values())
+        return any(k.known.working() for k in self._keepers.values())
 
     # The lanes
 
@@ -231,7 +231,7 @@ class Reconciler:
     async def lost_instance(self, instance: str, reason: str, message: str) -> None:
         """An instance is dead: its agent gets a successor, or the pool another one."""
         for keeper in list(self._keepers.values()):
-            agent = keeper.agent_of(instance)
+            agent = keeper.known.agent_of(instance)
             if agent is not None:
                 log.info(
                     "instance lost",

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from factory_server.core import model
+from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError, Unavailable
+from factory_server.core.lifecycle import AgentEvent, AgentState
 from factory_server.services.parts import Parts
 
 log = logging.getLogger("factory.steps")
@@ -91,6 +92,8 @@ def narrate(parts: Parts, stepped: model.Stepped) -> None:
             parts.measures.lost_steps.labels(event).inc()
             continue
         parts.measures.steps.labels(event).inc()
+        if result.step.event is AgentEvent.REPLACE:
+            parts.measures.replaced.inc()
         log.info(
             "agent step",
             extra={
@@ -105,3 +108,23 @@ def narrate(parts: Parts, stepped: model.Stepped) -> None:
                 "actor": result.step.actor,
             },
         )
+
+
+def simple_step(agent: model.AgentRow, event: AgentEvent, why: reconcile.Decision) -> model.Step:
+    """The factory's own step from the state that the row shows."""
+    return model.Step(
+        agent.id, agent.generation, (agent.state,), event, "factory", reason=why.reason, message=why.message
+    )
+
+
+def replace_step(agent: model.AgentRow) -> model.Step:
+    """UNHEALTHY → PROVISIONING with the next generation."""
+    return model.Step(
+        agent.id,
+        agent.generation,
+        (AgentState.UNHEALTHY,),
+        AgentEvent.REPLACE,
+        "factory",
+        reason="Replaced",
+        message=agent.message,
+    )
