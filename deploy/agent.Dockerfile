@@ -20,6 +20,7 @@ COPY --from=build /usr/local/lib/python3.11 /usr/local/lib/python3.11
 COPY --from=build /app /app
 RUN groupadd --gid 10001 agent && useradd --uid 10001 --gid 10001 --home-dir /workspace --no-create-home agent \
  && mkdir -p /workspace /skills /run/hf/own /run/hf/peers \
+ && rm -rf /var/lib/* /var/cache/* /var/log/* \
  && find / -xdev -perm /6000 -exec chmod a-s {} +
 ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONPATH=/app/src:/app/site PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 HOME=/workspace TMPDIR=/tmp LANG=C.UTF-8 GRPC_ENABLE_FORK_SUPPORT=0

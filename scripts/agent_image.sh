@@ -49,7 +49,7 @@ debian() {
   fi
   tar --extract --file "$base" --directory "$1" --exclude ./dev --exclude ./usr/share/doc --exclude ./usr/share/man \
     --exclude ./usr/share/locale --exclude ./var/lib/dpkg --exclude ./var/cache --exclude ./usr/share/lintian
-  rm -rf "$1"/var/lib/apt "$1"/var/log "$1"/usr/share/bug "$1"/usr/lib/python3*/{lib2to3,pydoc_data,idlelib,ensurepip}
+  rm -rf "$1"/var/{lib,log,cache,backups,spool}/* "$1"/usr/share/bug "$1"/usr/lib/python3*/{lib2to3,pydoc_data,idlelib,ensurepip}
   for name in sh ls cat cp mv rm mkdir rmdir ln touch chmod head tail grep sed awk find sort uniq wc cut tr tee xargs \
     env echo printf true false test sleep date id ps kill tar gzip gunzip diff patch which basename dirname stat seq; do
     [ -e "$1/bin/$name" ] || ln -s busybox "$1/bin/$name"
