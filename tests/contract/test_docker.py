@@ -130,6 +130,33 @@ asyncio.run(main())
             await ask(found.control, {"do": "exit", "code": 4})
             assert await exit_of("a-g1") == Exit("a-g1", code=4)
 
+    async def test_a_broken_image_gives_its_reason(self, rig: DockerRig) -> None:
+        for options, reason in (
+            ({"images": "hyperfactory-nothing"}, "make agent-image"),
+            ({"entry": "tests.nothing:run"}, "No module named 'tests.nothing'"),
+        ):
+            settings = {"entry": ENTRY, "packages": ("tests",), **options}
+            broken = DockerDriver(rig.state / "b", factory="b", engine=rig.url, **settings)
+            await broken.start()
+            with pytest.raises(Unavailable, match=reason):
+                await broken.create(SandboxSpec("a-g1"), deadline_s=MAKE_MAX_S)
+            await broken.terminate()
+
+    async def test_a_second_process_of_a_home_disturbs_nobody(self, rig: DockerRig) -> None:
+        """Two control planes on one directory: the second adopts, and leaves what the first still makes."""
+        kept = await self.make(rig, "kept-g1")
+        other = rig.reopen()
+        async with asyncio.TaskGroup() as group:
+            making = [group.create_task(self.make(rig, f"n{number}-g1")) for number in range(3)]
+            await other.start()
+        made = {kept.instance, *(task.result().instance for task in making)}
+        assert {sandbox.instance for sandbox in await other.list()} == made
+        assert {sandbox.instance for sandbox in await rig.driver.list()} == made
+        async with exits_of(other) as one, exits_of(rig.driver) as two:
+            await other.destroy("kept-g1")
+            assert (await one("kept-g1")).instance == (await two("kept-g1")).instance == "kept-g1"
+        await other.close()
+
     async def test_out_of_memory_is_told(self, rig: DockerRig) -> None:
         spec = SandboxSpec("a-g1", limits=Limits(memory_bytes=64 * 1024 * 1024))
         sandbox = await rig.driver.create(spec, deadline_s=MAKE_MAX_S)
@@ -220,6 +247,7 @@ class TestDocker(DockerSuite):
 
     async def test_a_hung_engine_kills_nobody(self, rig: DockerRig) -> None:
         """Looks end by their deadlines, claims go on, ends are told by the kernel, and all is well afterwards."""
+        before = rig.leftovers()
         kept, lost = await self.make(rig, "kept-g1"), await self.make(rig, "lost-g1")
         loop = asyncio.get_running_loop()
         async with exits_of(rig.driver) as exit_of:
@@ -249,7 +277,7 @@ class TestDocker(DockerSuite):
             assert await exit_of("kept-g1") == Exit("kept-g1", code=5)
         for name in ("kept-g1", "lost-g1", "new-g1"):
             await rig.driver.destroy(name)
-        assert rig.leftovers() == []
+        assert rig.leftovers() == before
 
     async def claim(self, rig: DockerRig, sandbox: Sandbox) -> None:
         """What a claim asks of a driver and of a warm instance."""

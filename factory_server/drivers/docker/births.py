@@ -11,6 +11,10 @@ from factory_server.core.errors import Unavailable
 from factory_server.core.sandbox import Exit
 
 
+class EndedError(Unavailable):
+    """Its container ended before it answered."""
+
+
 @dataclass(eq=False)
 class Birth:
     """One attempt to make an instance."""
@@ -52,7 +56,7 @@ class Birth:
             raise Unavailable(f"cannot create '{self.instance}': it is being destroyed")
         if self.ended is not None:
             how = f"code {self.ended.code}, signal {self.ended.signal}" + ", out of memory" * self.ended.oom
-            raise Unavailable(f"cannot create '{self.instance}': it ended before it was ready ({how})")
+            raise EndedError(f"cannot create '{self.instance}': it ended before it was ready ({how})")
 
 
 @dataclass(eq=False)

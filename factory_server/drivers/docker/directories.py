@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -55,6 +56,31 @@ def remove_everything(files: Files) -> None:
     shutil.rmtree(files.where.sockets, ignore_errors=True)
     for name in ("instances", "logs"):
         shutil.rmtree(files.where.state / name, ignore_errors=True)
+    (files.where.state / "docker.lock").unlink(missing_ok=True)
+
+
+class Tenancy:
+    """Whether other factory processes use the same directories; it ends with the process. Methods block."""
+
+    def __init__(self, files: Files) -> None:
+        self._lock = os.open(files.where.state / "docker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def alone(self) -> bool:
+        """True for whoever came first: until `share` nobody else gets further than here."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            return False
+        return True
+
+    def share(self) -> None:
+        """Let others in."""
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        """Leave."""
+        os.close(self._lock)
 
 
 async def listening(control: Path) -> None:

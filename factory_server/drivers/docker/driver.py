@@ -16,6 +16,7 @@ from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavaila
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
 from factory_server.drivers.docker import containers, directories, findings, hardening, output
 from factory_server.drivers.docker.arrivals import Arrivals
+from factory_server.drivers.docker.containers import Found
 from factory_server.drivers.docker.engine import DEFAULT_IMAGE, ConflictError, Engine, Lane, default_url
 from factory_server.drivers.docker.host import NAME, Host, factory_id
 from factory_server.drivers.docker.keeping import Keeper
@@ -67,6 +68,7 @@ class DockerDriver:
         self._locks = Locks()
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
         self._tasks = asyncio.TaskGroup()
+        self._tenancy: directories.Tenancy | None = None
 
     # Life of the driver
 
@@ -87,10 +89,19 @@ class DockerDriver:
                 await watch.connected.wait()  # before the first look, so that no end falls between them
         except TimeoutError:
             raise Unavailable("the engine gives no events") from None
+        tenancy = self._tenancy = await host.in_thread(directories.Tenancy, host.files)
+        alone = await host.in_thread(tenancy.alone)
         found = await self._keeper.reconcile()
-        for one in found:
-            if one.instance not in host.roster:
-                await self.destroy(one.instance)
+        if alone:  # or else what looks half-made may be another process's, which still makes it
+            await self._sweep(found)
+        await host.in_thread(tenancy.share)
+
+    async def _sweep(self, found: Sequence[Found]) -> None:
+        host = self._host
+        async with asyncio.TaskGroup() as group:
+            for one in found:
+                if one.instance not in host.roster:
+                    group.create_task(self.destroy(one.instance))
         await host.in_thread(host.files.sweep, {stem(living.sandbox.instance) for living in host.roster})
 
     async def _nothing_to_renew(self) -> None:
@@ -105,6 +116,9 @@ class DockerDriver:
             watching.cancel()
             await self._tasks.__aexit__(None, None, None)
             arrivals.close()
+        if self._tenancy is not None:
+            self._tenancy.end()
+            self._tenancy = None
         self._host.roster.clear()
         self._host.engine.close()
         self._host.threads.shutdown(wait=False)

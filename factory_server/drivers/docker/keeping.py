@@ -17,8 +17,8 @@ from factory_server.drivers.docker.watch import Event
 
 log = logging.getLogger("factory.docker")
 
-STRAY_AGE_S: Final = 10.0
-"""So old is what nobody makes any more: the half-made rest of a factory that was killed."""
+STRAY_AGE_S: Final = 60.0
+"""So old is what nobody makes any more: the half-made rest of a process that was killed beside us."""
 
 
 class Keeper:
@@ -30,11 +30,11 @@ class Keeper:
     async def on_event(self, event: Event) -> None:
         """A container ended."""
         attributes = event["Actor"]["Attributes"]
-        container, instance = event["Actor"]["ID"], attributes[hardening.LABEL_INSTANCE]
+        container, instance = event["Actor"]["ID"], attributes.get(hardening.LABEL_INSTANCE, "")
         living, birth = self._host.roster.of(container), self._host.births.get(instance)
         if living is None and birth is None:
             return
-        how = from_code(instance, int(attributes["exitCode"]))
+        how = from_code(instance, int(attributes.get("exitCode", 0)))
         if how.signal:
             how = Exit(instance, signal=how.signal, oom=await self._was_oom(container))
         if living is not None:

@@ -10,15 +10,16 @@ from typing import Any, Final
 
 from factory_server.core.errors import Exhausted, Unavailable
 from factory_server.core.sandbox import Exit, Sandbox, SandboxSpec
-from factory_server.drivers.docker import containers, directories, findings, hardening
+from factory_server.drivers.docker import containers, directories, findings, hardening, output
 from factory_server.drivers.docker.arrivals import Arrivals
-from factory_server.drivers.docker.births import Birth
+from factory_server.drivers.docker.births import Birth, EndedError
 from factory_server.drivers.docker.engine import ConflictError, Lane
 from factory_server.drivers.docker.host import Host
 from factory_server.drivers.docker.keeping import Keeper
 from factory_server.drivers.namespaces import interpreter
 
 DESTROY_MAX_S: Final = 15.0
+LAST_WORDS_MAX: Final = 200
 USERS: Final = range(10_000, 60_000)  # of one instance each; inside 65,536, which is all that a remap gives
 POOL_LABEL: Final = "pool"
 """Who is made for a pool waits in a lane of its own, so that refilling never stands before a claim."""
@@ -74,6 +75,8 @@ class Maker:
         try:
             birth.container, pid = await self._start(birth, spec, body)
             await birth.settled()
+        except EndedError as error:
+            raise Unavailable(f"{error}{await self._last_words(instance)}") from error
         finally:
             self._arrivals.forget(watch)
         await host.in_thread(directories.adopt_control, host.files, instance)
@@ -83,6 +86,12 @@ class Maker:
         if sandbox is None:
             raise Unavailable(f"cannot create '{instance}': it ended as soon as it was ready")
         return sandbox
+
+    async def _last_words(self, instance: str) -> str:
+        """What it printed before it ended, for whoever asks why."""
+        said = await output.kept(self._host.engine.socket, self._host.container(instance))
+        lines = said.decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][-LAST_WORDS_MAX:]}" if lines else ""
 
     async def _start(self, birth: Birth, spec: SandboxSpec, body: Mapping[str, Any]) -> tuple[str, int]:
         host = self._host

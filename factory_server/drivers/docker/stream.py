@@ -39,7 +39,7 @@ async def get(
         if status != _OK:
             raise Unavailable(f"the engine answers {status} to '{path}'")
         yield _pieces(reader, chunked=chunked)
-    except (OSError, TimeoutError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
         raise Unavailable(f"the engine's answer broke off: {error!r}") from error
     finally:
         writer.close()
