@@ -7,6 +7,7 @@ so that a process may fork after it.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
@@ -42,6 +43,15 @@ def run(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> NoReturn
         # Leave at once: nothing of an instance needs an orderly farewell, and grpc's threads would delay it.
         logging.shutdown()
         os._exit(code)
+
+
+def warm() -> None:
+    """Import what the first token will need: for a fork server, whose children then share it.
+
+    Not done on import: it is a third of the runtime's memory, and an instance on its own may never need it.
+    """
+    importlib.import_module("jwt.algorithms")
+    importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
 
 
 async def serve(paths: Paths, ready_fd: int = NO_READY_FD) -> None:

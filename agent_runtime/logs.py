@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 TEXT_MAX_CHARS: Final = 8192
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -26,6 +27,13 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)[-TEXT_MAX_CHARS:]
         return json.dumps(line, default=str)
+
+
+class AgentLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds who the agent is to each line, beside what the line itself says."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
 
 
 def configure(level: int = logging.INFO) -> None:

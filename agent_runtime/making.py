@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from agent_runtime import models
 from agent_runtime.assumed import AssumedAgent, Parts
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
+from agent_runtime.egress import proxy_env
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.loader import load
+from agent_runtime.logs import AgentLogger
 from agent_runtime.memory import Memory
 from agent_runtime.paths import Paths
 from agent_runtime.peers import Peers
@@ -31,15 +34,15 @@ BUS_SOCKET: Final = "bus.sock"
 _SOCKET_RE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> AssumedAgent:
+async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str = "") -> AssumedAgent:
     """The agent, not started yet. Nothing is left behind when this raises."""
-    facts = _facts(request)
+    facts = _facts(request, proxy)
     identity = IdentityHolder(request.identity)
     model = models.from_config(facts.config)
     caller = Caller(facts.agent)
     try:
         code = await load(request.spec.entry_point, caller.in_thread)
-        context = _context(request, facts, paths, identity)
+        context = _context(request, facts, paths, identity, caller.in_thread)
         registry = _registry(code, context, caller)
     except BaseException:
         caller.close()
@@ -47,7 +50,7 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox) -> Assumed
     return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model), inbox)
 
 
-def _facts(request: pb.AssumeRequest) -> Facts:
+def _facts(request: pb.AssumeRequest, proxy: str) -> Facts:
     missing = [
         FieldViolation(name, "is required")
         for name in ("agent", "name", "crew", "generation")
@@ -68,10 +71,17 @@ def _facts(request: pb.AssumeRequest) -> Facts:
         spiffe=agent_spiffe(request.crew, request.name),
         env=dict(request.spec.env),
         config=to_dict(request.spec.config),
+        proxy=proxy,
     )
 
 
-def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: IdentityHolder) -> Context:
+def _context(
+    request: pb.AssumeRequest,
+    facts: Facts,
+    paths: Paths,
+    identity: IdentityHolder,
+    in_thread: Callable[..., Awaitable[Any]],
+) -> Context:
     roster = Roster()
     roster.apply(request.roster)
     logger = logging.getLogger(f"agent.{facts.profile or 'generic'}")
@@ -83,8 +93,9 @@ def _context(request: pb.AssumeRequest, facts: Facts, paths: Paths, identity: Id
         memory=Memory(),
         workspace=paths.workspace,
         peers=Peers(paths, facts.crew, roster, identity.current),
-        runner=Runner(paths.workspace, facts.env),
-        log=logging.LoggerAdapter(logger, fields),
+        runner=Runner(paths.workspace, {**proxy_env(facts.proxy), **facts.env}),
+        log=AgentLogger(logger, fields),
+        in_thread=in_thread,
     )
 
 

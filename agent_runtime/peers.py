@@ -69,7 +69,11 @@ class Peers:
 
 
 class Peer:
-    """One crew mate. Errors are native; a failed task raises the error that ended it."""
+    """One crew mate. Errors are native; a failed task raises the error that ended it.
+
+    Calls wait for a mate that is being replaced, up to their deadline; one that dies during a call raises
+    `Unavailable`, and whether to ask its successor is the caller's to know.
+    """
 
     def __init__(self, name: str, stub: rpc.AgentServiceAsyncStub) -> None:
         self.name = name
@@ -86,7 +90,7 @@ class Peer:
         """Give the mate a task and wait for its output."""
         request = pb.AgentServiceRunTaskRequest(task=task or str(uuid.uuid4()), input=to_struct(task_input))
         async with _native_errors():
-            async for update in self.stub.RunTask(request, timeout=timeout_s):
+            async for update in self.stub.RunTask(request, timeout=timeout_s, wait_for_ready=True):
                 if update.HasField("result"):
                     return _output(update.result)
                 if on_progress is not None:
@@ -101,7 +105,7 @@ class Peer:
         request = pb.CallToolRequest(name=name, arguments=to_struct(arguments))
         request.timeout.FromMilliseconds(round(timeout_s * 1000))
         async with _native_errors():
-            async for update in self.stub.CallTool(request, timeout=timeout_s):
+            async for update in self.stub.CallTool(request, timeout=timeout_s, wait_for_ready=True):
                 if update.HasField("result"):
                     result = update.result
                     return Outcome(result.text, to_dict(result.structured), result.is_error)
@@ -115,7 +119,8 @@ class Peer:
             messages=[pb.ChatMessage(role=role, content=text) for role, text in messages]
         )
         async with _native_errors():
-            return "".join([piece.delta async for piece in self.stub.Chat(request, timeout=timeout_s)])
+            pieces = self.stub.Chat(request, timeout=timeout_s, wait_for_ready=True)
+            return "".join([piece.delta async for piece in pieces])
 
 
 def _output(result: pb.TaskResult) -> dict[str, Any]:

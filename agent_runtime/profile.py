@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Facts:
     spiffe: str
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    proxy: str = ""
+    """URL of the HTTP proxy that leads out, where the crew has one; programs find it in their environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Context:
     peers: Peers
     runner: Runner
     log: logging.LoggerAdapter[logging.Logger]
+    # Calls a plain function in one of the agent's few threads: for what would block the event loop.
+    in_thread: Callable[..., Awaitable[Any]]
 
     def peer(self, name: str) -> Peer:
         """A crew mate, by name; `NotFound` for one that is not in the roster."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from agent_runtime.limits import BUS_COMMAND_MAX_S, BUS_REPLY_MAX_BYTES
@@ -19,8 +20,11 @@ Argument = str | bytes | int
 Reply = bytes | int | str | None | list["Reply"]
 
 
+@dataclass(eq=False)
 class BusError(FactoryError):
     """The bus answered a command with an error; its first word is the kind."""
+
+    reason: str = "DEPENDENCY_UNAVAILABLE"
 
     @property
     def kind(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import grpc.aio
 
 from agent_runtime import translate
 from agent_runtime.assumed import AssumedAgent
+from agent_runtime.egress import Forwarder
 from agent_runtime.limits import MESSAGE_MAX_BYTES
 from agent_runtime.making import make
 from agent_runtime.paths import Paths
@@ -50,6 +52,7 @@ class Runtime:
         self._control: grpc.aio.Server | None = None
         self._service: grpc.aio.Server | None = None
         self._agent: AssumedAgent | None = None
+        self._forwarder: Forwarder | None = None
         self._assuming = asyncio.Lock()
         self._stopping = False
 
@@ -70,6 +73,8 @@ class Runtime:
                     group.create_task(server.stop(STOP_GRACE_S))
         if self._agent is not None:
             await self._agent.close()
+        if self._forwarder is not None:
+            await self._forwarder.close()
         for socket in (self.paths.control, self.paths.service):
             with suppress(FileNotFoundError):
                 socket.unlink()
@@ -90,19 +95,42 @@ class Runtime:
                 return self._same(self._agent, request)
             if self._stopping:
                 raise Unavailable("the instance is going away", reason="DRAINING")
-            agent = await make(request, self.paths, self.inbox)
-            try:
-                await agent.start(translate.blob(request.state) if request.HasField("state") else None)
-                self._service = await self._serve(agent)
-            except BaseException:
-                await agent.close()
-                raise
-            self._agent = agent
-            if self._own_process:
-                os.environ.update(agent.facts.env)
+            with _applied(request.spec.env if self._own_process else {}):
+                self._agent = await self._become(request)
             self._health.set(OVERALL, True)
             self._health.set(SERVICE.full_name, True)
+        facts = self._agent.facts
+        log.info(
+            "serving",
+            extra={
+                "agent": facts.agent,
+                "crew": facts.crew,
+                "generation": facts.generation,
+                "profile": facts.profile,
+            },
+        )
+        return self._agent
+
+    async def _become(self, request: pb.AssumeRequest) -> AssumedAgent:
+        """The agent, started and served; nothing of it stays when a step fails."""
+        proxy = await self._lead_out() if request.egress else ""
+        agent = await make(request, self.paths, self.inbox, proxy)
+        try:
+            await agent.start(translate.blob(request.state) if request.HasField("state") else None)
+            self._service = await self._serve(agent)
+        except BaseException:
+            await agent.close()
+            raise
         return agent
+
+    async def _lead_out(self) -> str:
+        """The URL of the proxy for this agent's programs; kept when `Assume` fails, for the next try."""
+        if not self._own_process:
+            return ""  # its loopback is others', too
+        if self._forwarder is None:
+            self._forwarder = Forwarder(self.paths.peers)
+            await self._forwarder.start()
+        return self._forwarder.url
 
     async def drain(self, grace_s: float) -> int:
         self._health.set_all(False)
@@ -142,6 +170,22 @@ class Runtime:
         rpc.add_AgentServiceServicer_to_server(AgentServicer(self), server)
         add_health(self._health, server)
         return server
+
+
+@contextmanager
+def _applied(env: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment for the profile's code; take it back if the instance does not become the agent."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        raise
 
 
 def _bind(server: grpc.aio.Server, path: Path, credentials: grpc.ServerCredentials | None) -> None:

@@ -15,7 +15,7 @@ from agent_runtime.signals import Inbox
 from agent_runtime.structs import to_dict, to_plain, to_value
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
-from wire.errors import NotFound, Unimplemented
+from wire.errors import FactoryError, NotFound, Unimplemented
 from wire.policy import TOKEN_PRINCIPALS, current_caller
 from wire.tokens import SCOPES
 
@@ -61,24 +61,33 @@ class AgentServicer(rpc.AgentServiceServicer):
             async with aclosing(inbox.batches(session, ended)) as batches:
                 async for batch in batches:
                     yield batch
-            await reading  # raises what was wrong with a request
+            if wrong := await reading:
+                raise wrong
         finally:
             await reader.close()
 
-    async def _read(self, requests: AsyncIterator[pb.DeliverRequest]) -> None:
-        async for request in requests:
-            agent = self._instance.maybe_agent()
-            match request.WhichOneof("item"):
-                case "signal" if agent is None:
-                    self._instance.inbox.refuse(request.signal, "the instance has no identity yet")
-                case "signal":
-                    self._instance.inbox.accept(request.signal)
-                case "roster" if agent is not None:
-                    await agent.take_roster(request.roster)
-                case "identity" if agent is not None:
-                    agent.parts.identity.renew(request.identity)
-                case _:
-                    continue
+    async def _read(self, requests: AsyncIterator[pb.DeliverRequest]) -> FactoryError | None:
+        """Take what comes until the session ends; returns what was wrong with a request."""
+        try:
+            async for request in requests:
+                await self._take(request)
+        except FactoryError as error:
+            return error
+        return None
+
+    async def _take(self, request: pb.DeliverRequest) -> None:
+        agent = self._instance.maybe_agent()
+        match request.WhichOneof("item"):
+            case "signal" if agent is None:
+                self._instance.inbox.refuse(request.signal, "the instance has no identity yet")
+            case "signal":
+                self._instance.inbox.accept(request.signal)
+            case "roster" if agent is not None:
+                await agent.take_roster(request.roster)
+            case "identity" if agent is not None:
+                agent.parts.identity.renew(request.identity)
+            case _:
+                return
 
     async def RunTask(  # noqa: N802
         self, request: pb.AgentServiceRunTaskRequest, context: Any

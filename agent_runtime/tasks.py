@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from agent_runtime.limits import PROGRESS_QUEUED_MAX, TASKS_MAX
 from agent_runtime.owner import TaskOwner
 from agent_runtime.tools.registry import Report
 from wire.errors import AlreadyExists, Exhausted, FactoryError, Unavailable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class TaskRunner:
     async def run(self, task: str, work: Work) -> AsyncGenerator[Progress | Any, None]:
         """Yield each progress, then the result as the last; raises what the work raised."""
         with self._gate.pass_through(), self._entry(task):
+            log.info("task begins", extra={"task": task})
             steps = _Steps()
             running = self._owner.spawn(_outcome(work, steps.report), f"task {task}")
             running.add_done_callback(steps.end)
@@ -106,6 +110,7 @@ class TaskRunner:
                 # Also when the caller went away: nothing runs that nobody waits for.
                 running.cancel()
                 await asyncio.wait([running])
+            log.info("task ended", extra={"task": task})
             yield _settled(running)
 
     async def close(self) -> None:

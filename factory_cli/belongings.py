@@ -155,6 +155,8 @@ class _Host:
     fork_servers: list[int]
     mounts: list[str]
     files: list[tuple[str, str]]
+    doors: list[tuple[str, str]]
+    """(crew, path) of each socket that leads out."""
 
     @classmethod
     def see(cls, home: Path) -> _Host:
@@ -169,6 +171,7 @@ class _Host:
             fork_servers=fork_servers,
             mounts=_mounts_below(home),
             files=list(_files(where)),
+            doors=[(path.stem, str(path)) for path in sorted((where.sockets / "egress").glob("[!.]*.sock"))],
         )
 
     def judge(self, found: Belongings) -> None:
@@ -180,7 +183,8 @@ class _Host:
         spare = self.fork_servers if "postgres" in found.absent else self.fork_servers[1:]
         found.fork_servers = [f"pid {pid}" for pid in spare]
         found.mounts = self.mounts
-        found.files = [path for name, path in self.files if name not in stems]
+        doors = [path for crew, path in self.doors if crew not in found.live_crews]
+        found.files = [path for name, path in self.files if name not in stems] + doors
 
 
 def _fork_servers(state: Path, sandboxes: set[int]) -> list[int]:

@@ -55,7 +55,9 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter("mounts", "mount points below the home in /proc/self/mountinfo", lambda b: b.mounts),
     Counter(
-        "sandbox files", "records, sockets and directories of instances without an owner", lambda b: b.files
+        "sandbox files",
+        "records, sockets and directories of instances and crews without an owner",
+        lambda b: b.files,
     ),
     Counter(
         "agent rows", "agents of ended crews that are not STOPPED or FAILED", lambda b: b.agents, "postgres"

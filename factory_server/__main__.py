@@ -27,9 +27,12 @@ from factory_server.api.server import Servicers, build_server
 from factory_server.bus import RedisBus
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
+from factory_server.core.ports import Egress
 from factory_server.core.sandbox import Driver
 from factory_server.drivers import open_driver
 from factory_server.drivers.line import GrpcLine
+from factory_server.drivers.namespaces.launcher import places
+from factory_server.egress import EgressProxy
 from factory_server.identity.agents import AgentIdentities
 from factory_server.identity.ca import PART_TTL_S, CertificateAuthority
 from factory_server.identity.directory import IdentityDirectory
@@ -57,6 +60,7 @@ from wire.tokens import TokenVerifier
 log = logging.getLogger("factory")
 
 DRAIN_S = 3.0
+HOLD_AGAIN_S = 0.5
 BASE = "python"
 
 
@@ -166,7 +170,9 @@ def _version() -> str:
 
 
 @asynccontextmanager
-async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[tuple[Parts, PostgresStore]]:
+async def open_parts(
+    settings: config.Config, who: Identities, egress: Egress
+) -> AsyncIterator[tuple[Parts, PostgresStore]]:
     """Open the adapters, and let go of them at the end; instances live on."""
     store = PostgresStore(settings.database_url)
     await store.open()
@@ -178,7 +184,7 @@ async def open_parts(settings: config.Config, who: Identities) -> AsyncIterator[
         owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
         try:
-            yield Parts(store, bus, driver, identities, GrpcLine, owner), store
+            yield Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress), store
         finally:
             await bus.close()
     finally:
@@ -190,17 +196,26 @@ def _driver(settings: config.Config) -> Driver:
     return open_driver(settings.driver, settings.home / "sandboxes", factory=settings.home.name)
 
 
-async def run(settings: config.Config) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def _told_to_stop() -> asyncio.Event:
+    """Set at SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def run(settings: config.Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = _told_to_stop()
     who = open_identities(settings)
     ready = False
     metrics = await serve_metrics(settings.metrics, lambda: ready and not stop.is_set())
-    async with metrics, open_parts(settings, who) as (parts, store):
+    # Beside the sandboxes' other sockets: links do not cross filesystems.
+    doors = EgressProxy(places(settings.home / "sandboxes").sockets / "egress")
+    async with metrics, doors as egress, open_parts(settings, who, egress) as (parts, store):
         factory = Factory(settings, parts, store, who)
+        egress.record = factory.audit.add
         await profiles.ensure_built_in(parts)
         await _ensure_pool(parts, settings)
         async with asyncio.TaskGroup() as group:
@@ -215,6 +230,7 @@ async def run(settings: config.Config) -> None:
             factory.health.set_all(False)
             factory.draining.set()
             await server.stop(DRAIN_S)
+            await egress.shut()
             for lane in lanes:
                 lane.cancel()
         with contextlib.suppress(FactoryError):
@@ -236,11 +252,36 @@ async def terminate(settings: config.Config) -> None:
     await (end() if end is not None else driver.close())
 
 
+async def hold(settings: config.Config) -> None:
+    """Keep the sandboxes' fork server alive until SIGTERM or SIGINT: it needs privileges that no factory needs."""
+    stop = _told_to_stop()
+    driver = _driver(settings)
+    await driver.start()
+    async with await serve_metrics(settings.metrics, lambda: not stop.is_set()), asyncio.TaskGroup() as group:
+        # Listening for exits also starts a new fork server where the old one died.
+        listening = group.create_task(_listen(driver), name="exits")
+        log.info("holding", extra={"action": "holding", "home": str(settings.home)})
+        await stop.wait()
+        listening.cancel()
+    await driver.close()
+
+
+async def _listen(driver: Driver) -> None:
+    while True:
+        try:
+            async for ended in driver.exits():
+                log.info("instance ended", extra={"action": "instance_ended", "instance": ended.instance})
+        except FactoryError as error:
+            log.warning("cannot hear exits", extra={"action": "exits_lost", "error": str(error)})
+        await asyncio.sleep(HOLD_AGAIN_S)
+
+
 def main() -> None:
     """The program."""
     settings = config.parse(sys.argv[1:])
     configure("factory")
-    uvloop.run(terminate(settings) if settings.terminate else run(settings))
+    job = terminate if settings.terminate else hold if settings.hold else run
+    uvloop.run(job(settings))
 
 
 if __name__ == "__main__":

@@ -28,19 +28,45 @@ class Config:
     driver: str
     pool: int
     terminate: bool
+    hold: bool = False
 
 
 def parse(arguments: Sequence[str]) -> Config:
     """Read the command line; argparse tells what is wrong and exits with 2."""
+    given = vars(build_parser().parse_args(arguments))
+    for name in ("database_url", "bus_url"):
+        file = given.pop(f"{name}_file")
+        given[name] = given[name] or file
+    # An address on the command line comes before the environment's, which may be a whole container's.
+    given["bus_url"] = given["bus_url"] or os.environ.get(BUS_URL_VARIABLE)
+    given |= {name: given[name] or "" for name in ("database_url", "bus_url")}
+    settings = Config(**given)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Config) -> None:
+    """A factory needs its stores; what only touches sandboxes does not, and is better without their secrets."""
+    if settings.terminate or settings.hold:
+        return
+    if not settings.database_url:
+        build_parser().error("one of --database-url and --database-url-file is needed")
+    if not settings.bus_url:
+        build_parser().error(f"one of --bus-url, --bus-url-file and ${BUS_URL_VARIABLE} is needed")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser("factory_server", description="Run a Hyper Agent Factory server.")
     parser.add_argument("--home", type=Path, required=True, help="directory for PKI and sandboxes")
-    parser.add_argument("--database-url", required=True, help="PostgreSQL 15 or newer")
-    parser.add_argument(
-        "--bus-url",
-        default=os.environ.get(BUS_URL_VARIABLE),
-        required=BUS_URL_VARIABLE not in os.environ,
-        help=f"Redis 7 or Valkey, with an admin's credentials; better given in ${BUS_URL_VARIABLE}",
+    database = parser.add_mutually_exclusive_group()
+    database.add_argument("--database-url", help="PostgreSQL 15 or newer")
+    database.add_argument("--database-url-file", type=_secret, help="a file with the same, for a password")
+    bus = parser.add_mutually_exclusive_group()
+    bus.add_argument(
+        "--bus-url", help=f"Redis 7 or Valkey, with an admin's credentials; better in ${BUS_URL_VARIABLE}"
     )
+    bus.add_argument("--bus-url-file", type=_secret, help="a file with the same")
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port of the gRPC server (mTLS)")
     parser.add_argument(
         "--gateway", default="127.0.0.1:8443", help="host:port of the gateway, as told to clients"
@@ -48,5 +74,22 @@ def parse(arguments: Sequence[str]) -> Config:
     parser.add_argument("--metrics", default="127.0.0.1:0", help="host:port of /metrics and /readyz")
     parser.add_argument("--driver", default="auto", choices=KINDS, help="what makes sandboxes")
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
-    parser.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
-    return Config(**vars(parser.parse_args(arguments)))
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
+    only.add_argument(
+        "--hold",
+        action="store_true",
+        help="keep only the sandboxes' fork server, for factories that lack its privileges",
+    )
+    return parser
+
+
+def _secret(path: str) -> str:
+    """What the file says; the message of an error names the file and never its content."""
+    try:
+        secret = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read '{path}': {type(error).__name__}") from None
+    if not secret:
+        raise argparse.ArgumentTypeError(f"cannot use '{path}': it is empty")
+    return secret

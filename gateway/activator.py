@@ -21,9 +21,9 @@ import grpc.aio
 import structlog
 
 from gateway.factory import Issued
+from gateway.opening import Opening
 from gateway.pipe import End, Held, Pipe, TlsClient, Traffic
 from gateway.ports import LOOPBACK
-from gateway.relay import Opening
 from wire.errors import Denied, FactoryError, Unavailable
 from wire.identity import Identity
 from wire.status import abort

@@ -131,6 +131,11 @@ class Registry:
                 self._seen.add(agent.id)
             self._put(route_of(agent))
 
+    def restore(self, routes: Iterable[Route]) -> None:
+        """Begin with what a predecessor knew. It is not certain until a snapshot is complete."""
+        for route in routes:
+            self._put(route)
+
     def _put(self, route: Route) -> None:
         held = self._agents.get(route.agent)
         if held == route or (

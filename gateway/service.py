@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gateway import web
+from gateway import memory, web
 from gateway.activator import Activator
 from gateway.factory import Factory
 from gateway.figures import pages
@@ -59,6 +59,8 @@ class Gateway:
         ports = Ports(options.state / "ports.json")
         self._sockets = {name: ports.listen(name) for name in ("document", "relay", "members")}
         self.registry = Registry()
+        self._memory = options.state / "routes.json"
+        self.registry.restore(memory.load(self._memory))
         self.factory = Factory(options.factory, identity)
         traffic = Traffic()
         self.activator = Activator(
@@ -115,6 +117,7 @@ class Gateway:
                 tasks = [
                     group.create_task(self.relay.run(), name="relay"),
                     group.create_task(self.factory.follow(self.registry), name="follow the registry"),
+                    group.create_task(memory.keep(self.registry, self._memory), name="remember"),
                     group.create_task(self.publisher.run(), name="publish"),
                     group.create_task(self.publisher.confirm(), name="confirm"),
                     group.create_task(self.traefik.run(), name="traefik"),

@@ -57,7 +57,7 @@ class Coder(Agent):
         start, stop = _span(task_input)
         path = f"missions/count_primes_{start}_{stop}.py"
         source = PROGRAM.substitute(start=start, stop=stop)
-        beneath.write(ctx.workspace, path, source.encode())
+        await ctx.in_thread(beneath.write, ctx.workspace, path, source.encode())
         await ctx.progress(0.3, f"wrote {path}", path=path)
         answer = await _run(ctx, path)
         result = {

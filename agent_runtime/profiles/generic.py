@@ -12,7 +12,7 @@ class Generic(Agent):
     """Does what every agent can do."""
 
     async def on_signal(self, signal: str, payload: Mapping[str, Any]) -> None:
-        self.ctx.log.info("signal received", extra={"signal": signal})
+        self.ctx.log.debug("signal received", extra={"signal": signal})
 
     async def run_task(self, ctx: TaskContext, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
         await ctx.progress(0.5, "reading the input")

@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from agent_runtime.profile import Agent, TaskContext
 from agent_runtime.roster import Mate
-from wire.errors import FieldViolation, Invalid, Refused
+from wire.errors import FieldViolation, Invalid, Refused, Unavailable
 
 NUMBERS_DEFAULT: Final = 200_000
 NUMBERS_MAX: Final = 50_000_000
 CODER_MAX_S: Final = 60.0
 REVIEW_MAX_S: Final = 30.0
+ATTEMPTS_MAX: Final = 5
+RETRY_AFTER_S: Final = 0.1
 
 
 class Planner(Agent):
@@ -63,8 +65,18 @@ async def _delegate(
 
 
 async def _ask(ctx: TaskContext, mate: Mate, mission: str, start: int, stop: int) -> dict[str, Any]:
+    """A coder's result. Its work can be repeated, so a coder that dies at it is succeeded, not mourned."""
     order = {"mission": mission, "start": start, "stop": stop}
-    return await ctx.peer(mate.name).run_task(order, task=f"{ctx.task}-{mate.name}", timeout_s=CODER_MAX_S)
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        task = f"{ctx.task}-{mate.name}-{attempt}"
+        try:
+            return await ctx.peer(mate.name).run_task(order, task=task, timeout_s=CODER_MAX_S)
+        except Unavailable as error:
+            if attempt == ATTEMPTS_MAX:
+                raise
+            await ctx.progress(0.2, f"{mate.name} went away, asking its successor", error=error.message)
+            await asyncio.sleep(RETRY_AFTER_S * attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 async def _review(ctx: TaskContext, mission: str, numbers: int, parts: int, total: int) -> dict[str, Any]:

@@ -56,17 +56,17 @@ def _order(task_input: Mapping[str, Any]) -> tuple[str, int, int]:
 
 async def _collect(ctx: TaskContext, mission: str, parts: int) -> list[Result]:
     """The mission's results on the bus, waiting for as many as there must be, up to a limit."""
-    found: list[Result] = []
+    found: dict[tuple[int, int], Result] = {}  # by range: a coder's successor may publish its share again
     try:
         async with asyncio.timeout(WAIT_FOR_RESULTS_S):
             async for message in ctx.bus.subscribe(RESULTS, after="0"):
                 if isinstance(message.data, dict) and message.data.get("mission") == mission:
-                    found.append(message.data)
+                    found[message.data["start"], message.data["stop"]] = message.data
                 if len(found) == parts:
                     break
     except TimeoutError:
         ctx.log.warning("results are missing", extra={"found": len(found), "expected": parts})
-    return sorted(found, key=lambda result: int(result["start"]))
+    return sorted(found.values(), key=lambda result: int(result["start"]))
 
 
 def _gaps(results: Sequence[Result], start: int, stop: int) -> list[str]:

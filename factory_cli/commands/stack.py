@@ -24,8 +24,8 @@ def up(
 
 def demo(context: typer.Context) -> None:
     """Assemble a crew, give it a mission, kill a member, watch it heal, disband, count leaks."""
-    from factory_cli import demo as demonstration
+    from factory_cli.demo import main as demonstrate
 
     session = session_of(context)
     home = session.home if session.home_chosen else session.home / "demo"
-    raise typer.Exit(demonstration.main(home, session.out))
+    raise typer.Exit(demonstrate(home, session.out))

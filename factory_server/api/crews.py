@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from factory_server.api import encode, pages
@@ -167,6 +168,8 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
         response = pb.WatchCrewResponse(
             events=encode.events(batch.events), cursor=self._u.codec.encode(scope, batch.position)
         )
+        if batch.live:
+            self._u.parts.measures.fanout_s.observe(_age_s(self._u.parts.now(), response.events[-1]))
         if batch.draining:
             response.draining.SetInParent()
         elif batch.skipped:
@@ -230,6 +233,10 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
 def _watch_scope(crew: str, wanted: pb.EventFilter) -> str:
     digest = hashlib.sha256(wanted.SerializeToString(deterministic=True)).hexdigest()[:16]
     return f"watch|{crew}|{digest}"
+
+
+def _age_s(now: datetime, event: events_pb2.Event) -> float:
+    return max((now - event.time.ToDatetime(UTC)).total_seconds(), 0.0)
 
 
 def _summary(row: model.BroadcastRow, receipts: Sequence[model.ReceiptRow]) -> pb.BroadcastSummary:

@@ -39,10 +39,12 @@ def _terms(text: str, names: tuple[str, ...]) -> tuple[Mapping[str, str], Mappin
             raise _bad(f"'{term.strip()}' is no term; write name=value")
         if name.startswith("label."):
             labels[name.removeprefix("label.")] = value
-        elif name in names:
-            terms[name] = value
-        else:
+        elif name not in names:
             raise _bad(f"'{name}' cannot be filtered by; known: {', '.join(names)}, label.<key>")
+        elif name in terms or any(map(str.isspace, value)):
+            raise _bad(f"'{term.strip()}' is no term; join different terms by ' AND '")
+        else:
+            terms[name] = value
     return terms, labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from factory_server.core import egress
 from factory_server.core.errors import FieldViolation, Invalid
 from factory_server.core.model import AgentPlan, CrewPlan, ProfileRow
 from hyperfactory.v1 import crew_service_pb2, types_pb2
@@ -12,6 +13,8 @@ MANIFEST_BYTES_MAX = 256 * 1024
 MEMBERS_MAX = 500
 NAME_CHARS_MAX = 63
 CONTEXT_VALUE_BYTES_MAX = 64 * 1024
+RESERVED_NAMES = frozenset({"bus", "egress"})
+"""A member's socket is called like the member; these are the crew's own."""
 SCOPE_WIDTH = {"reviewer": 0, "coder": 1, "admin": 2}
 """Wider scopes have higher numbers."""
 
@@ -94,6 +97,10 @@ def _violations(
         return
     taken: dict[str, int] = {}
     for i, member in enumerate(manifest.members):
+        if member.name in RESERVED_NAMES:
+            yield FieldViolation(
+                f"manifest.members[{i}].name", "the name is taken by the crew itself", "RESERVED"
+            )
         yield from _member_violations(f"manifest.members[{i}]", member, profiles)
         for name in {member.name, *agent_names(member)}:
             if name in taken:
@@ -119,6 +126,9 @@ def _violations(
         yield FieldViolation(
             "manifest.network.egress_hosts", "means nothing unless allow_egress is true", "CONTRADICTION"
         )
+    for i, text in enumerate(manifest.network.egress_hosts):
+        if isinstance(wrong := egress.parse_pattern(text), egress.Refusal):
+            yield FieldViolation(f"manifest.network.egress_hosts[{i}]", wrong.message, wrong.reason)
 
 
 def _member_violations(

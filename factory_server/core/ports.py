@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from factory_server.core import model
-from hyperfactory.v1 import agent_service_pb2, events_pb2
+from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +393,20 @@ class Bus(Protocol):
 
     def doorbells(self) -> AsyncIterator[str]:
         """Topics as they are rung (by anyone, this process included); reconnects by itself."""
+
+
+class Egress(Protocol):
+    """Crews' ways out: a CONNECT proxy on one unix socket for each crew that may have one."""
+
+    async def open(self, crew: str, network: crew_service_pb2.CrewNetwork) -> str:
+        """Be open for the crew with these rules (idempotent; new rules hold from then on); the socket's path on
+        the host, to be wired into sandboxes as `egress.sock`. Raises Unavailable."""
+
+    async def close(self, crew: str) -> None:
+        """Nothing is open for the crew any more, and no socket is left. Idempotent."""
+
+    async def list_crews(self) -> Sequence[str]:
+        """Crews that have a socket, for sweeping."""
 
 
 class Identities(Protocol):

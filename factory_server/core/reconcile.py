@@ -48,7 +48,7 @@ def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
         case AgentState.PROVISIONING:
             return _provision(agent, crew, now)
         case AgentState.WARMING:
-            return Decision(Job.ASSUME)
+            return _warm(agent, crew, now)
         case AgentState.BUSY if agent.lease_until is not None and agent.lease_until <= now:
             return Decision(Job.RELEASE, reason="LeaseExpired", message="the task's lease ran out")
         case AgentState.READY | AgentState.BUSY:
@@ -62,14 +62,20 @@ def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
 
 
 def _provision(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
-    waited = now - agent.updated_at
-    if crew.state is CrewState.ASSEMBLING and waited > timedelta(seconds=ready_timeout_s(agent)):
-        return Decision(
-            Job.GIVE_UP,
-            reason="ReadyTimeout",
-            message=agent.message or "no instance within the ready timeout",
-        )
+    if crew.state is CrewState.ASSEMBLING and overdue(agent, now):
+        return _timed_out(agent, "no instance within the ready timeout")
     return Decision(Job.CREATE, due=agent.not_before)
+
+
+def _warm(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
+    """Nothing is said here about a live crew: its member may wait for a bus that is away."""
+    if crew.state is CrewState.ASSEMBLING and overdue(agent, now):
+        return _timed_out(agent, "not assumed within the ready timeout")
+    return Decision(Job.ASSUME)
+
+
+def _timed_out(agent: AgentRow, message: str) -> Decision:
+    return Decision(Job.GIVE_UP, reason="ReadyTimeout", message=agent.message or message)
 
 
 def _heal(agent: AgentRow, crew: CrewRow) -> Decision:
@@ -92,7 +98,7 @@ def _heal(agent: AgentRow, crew: CrewRow) -> Decision:
 def replacements_now(agent: AgentRow, at: datetime) -> int:
     """Replacements within the present window."""
     since = agent.replaced_since
-    if since is None or at - since > timedelta(seconds=BUDGET_WINDOW_S):
+    if since is None or at - since >= timedelta(seconds=BUDGET_WINDOW_S):
         return 0
     return agent.replacements
 
@@ -115,6 +121,11 @@ def ready_timeout_s(agent: AgentRow) -> float:
     if not spec.HasField("ready_timeout"):
         return READY_TIMEOUT_S
     return spec.ready_timeout.ToTimedelta().total_seconds()
+
+
+def overdue(agent: AgentRow, now: datetime) -> bool:
+    """Whether it has been in its state for the ready timeout; at `now == deadline` it has."""
+    return now - agent.updated_at >= timedelta(seconds=ready_timeout_s(agent))
 
 
 def crew_expired(crew: CrewRow, now: datetime) -> bool:

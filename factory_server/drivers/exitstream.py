@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -10,6 +11,9 @@ from factory_server.core.errors import Unavailable
 from factory_server.core.sandbox import Exit
 
 PENDING_MAX: Final = 10_000
+RENEW_PAUSE_S: Final = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class ExitStream:
@@ -45,11 +49,13 @@ class ExitStream:
                 await self._renew()
 
     async def _renew(self) -> None:
+        """A source that cannot be renewed now says nothing about the instances: try again, do not end."""
         try:
             await self._hub.renew()
-        except BaseException:
-            self.push(None)  # whoever asks again tries again
-            raise
+        except Unavailable as error:
+            log.warning("sandboxes are out of reach", extra={"action": "driver_lost", "error": str(error)})
+            await asyncio.sleep(self._hub.pause_s)
+            self.push(None)
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -59,8 +65,9 @@ class ExitStream:
 class ExitHub:
     """The source of all streams of one driver."""
 
-    def __init__(self, renew: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, renew: Callable[[], Awaitable[None]], *, pause_s: float = RENEW_PAUSE_S) -> None:
         self.renew = renew
+        self.pause_s = pause_s
         self.closed = False
         self._streams: list[ExitStream] = []
 

@@ -16,13 +16,19 @@ from wire.channels import open_control_channel
 from wire.status import from_rpc_error
 
 DRAIN_SLACK_S = 2.0
+STATE_BYTES_MAX = 17 << 20
+"""A state blob of 16 MiB with its message around it."""
+OPTIONS = (
+    ("grpc.max_receive_message_length", STATE_BYTES_MAX),
+    ("grpc.max_send_message_length", STATE_BYTES_MAX),
+)
 
 
 class GrpcLine:
     """`core.ports.Line` over gRPC. One session at a time; tasks run beside it on the same channel."""
 
     def __init__(self, control: str) -> None:
-        self._channel = open_control_channel(control)
+        self._channel = open_control_channel(control, OPTIONS)
         self._stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(
             self._channel
         )

@@ -34,6 +34,7 @@ LOG = logging.getLogger("hyperfactory.identity")
 
 LOOK_EVERY_S: Final = 60.0
 VERSIONS_KEPT: Final = 3
+CURRENT: Final = "current"
 OPERATOR: Final = "local"
 
 
@@ -56,7 +57,11 @@ HOLDERS: Final = (
 
 
 class IdentityDirectory:
-    """`<home>/{factory,gateway,watchdog,operator}`: links to versions that never change once they are there."""
+    """`<home>/{factory,gateway,watchdog,operator}`: links to versions that never change once they are there.
+
+    All of one holder lies in `<home>/.versions/<who>`, whose `current` is such a link as well: this directory
+    alone can be shown to a container, without anybody else's key in it.
+    """
 
     def __init__(
         self, home: Path, ca: CertificateAuthority, mint: TokenMint, *, now: Clock = utc_now
@@ -97,6 +102,9 @@ class IdentityDirectory:
     def _versions(self) -> Path:
         return self._home / ".versions"
 
+    def _versions_of(self, holder: _Holder) -> Path:
+        return self._versions / holder.who
+
     def _renew(self, holder: _Holder) -> bool:
         shown = self._shown(holder)
         certified = shown if shown is not None and self._is_fresh(shown) else self._issue(holder)
@@ -107,7 +115,8 @@ class IdentityDirectory:
         return True
 
     def _shown(self, holder: _Holder) -> Identity | None:
-        return load_identity(self.path(holder.who)) if self.path(holder.who).is_dir() else None
+        current = self._versions_of(holder) / CURRENT
+        return load_identity(current) if current.is_dir() else None
 
     def _is_fresh(self, shown: Identity) -> bool:
         return shown.ca_pem == self._ca.bundle_pem and self._now() < half_life(shown.certificate_pem)
@@ -140,16 +149,26 @@ class IdentityDirectory:
         }
         if token:
             files[TOKEN_FILE] = token.encode()
+        versions = private_directory(self._versions_of(holder))
         unique = f"{self._now():%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
-        version = write_directory(self._versions / f"{holder.who}-{unique}", files)
-        link = self._home / f".{holder.who}-{secrets.token_hex(4)}"
-        link.symlink_to(version.relative_to(self._home))
-        link.replace(self.path(holder.who))
-        self._sweep(holder)
+        write_directory(versions / unique, files)
+        _point(versions / CURRENT, Path(unique))
+        _point(self.path(holder.who), (versions / CURRENT).relative_to(self._home))
+        self._sweep(versions)
 
-    def _sweep(self, holder: _Holder) -> None:
+    def _sweep(self, versions: Path) -> None:
         """Drop old versions; a reader that has just resolved the link still finds the one before."""
-        shown = self.path(holder.who).resolve()
-        for version in sorted(self._versions.glob(f"{holder.who}-*"))[:-VERSIONS_KEPT]:
+        shown = (versions / CURRENT).resolve()
+        there = sorted(path for path in versions.iterdir() if not path.is_symlink())
+        for version in there[:-VERSIONS_KEPT]:
             if version != shown:
                 shutil.rmtree(version, ignore_errors=True)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, in one step for whoever reads it."""
+    if link.is_symlink() and link.readlink() == target:
+        return
+    fresh = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
+    fresh.symlink_to(target)
+    fresh.replace(link)

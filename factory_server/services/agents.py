@@ -32,6 +32,9 @@ async def spawn(
             ],
         )
     name = request.name or f"{request.profile[:20].rstrip('-')}-{parts.new_id('')[-SUFFIX_CHARS:]}"
+    if name in manifests.RESERVED_NAMES:
+        taken = FieldViolation("name", "the name is taken by the crew itself", "RESERVED")
+        raise Invalid(f"cannot spawn agent: the name '{name}' is reserved", violations=[taken])
     member = crew_service_pb2.CrewMember(name=name, profile=request.profile)
     key = key_of(actor, "SpawnAgent", request.request_id, request)
     if not request.crew:

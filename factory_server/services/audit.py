@@ -49,8 +49,9 @@ class AuditLog:
                 batch = []
         finally:
             self._gather(batch)
-            if batch:
-                await self._write_once(batch)
+            while batch and await self._write_once(batch):
+                batch = []
+                self._gather(batch)
 
     def _gather(self, batch: list[AuditRow]) -> None:
         while len(batch) < BATCH_MAX and not self._queue.empty():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf.struct_pb2 import Struct
 
 from factory_server.core import model
-from factory_server.core.errors import FactoryError, FieldViolation, Invalid, Refused
+from factory_server.core.errors import FactoryError, FieldViolation, Invalid, Refused, Stale, Unavailable
 from factory_server.core.lifecycle import AgentState
 from factory_server.services.disband import seconds
 from factory_server.services.parts import Parts
@@ -26,6 +26,7 @@ TTL_S = 30.0
 FLUSH_MAX = 500
 QUEUE_MAX = 50_000
 LOOK_AGAIN_S = 1.0
+RECORD_AGAIN_S = 0.2
 GONE = (AgentState.STOPPED, AgentState.FAILED, AgentState.DRAINING)
 LIVE = (
     AgentState.PROVISIONING,
@@ -113,10 +114,11 @@ class Broadcasts:
 
     async def _fan_out(self, row: model.BroadcastRow, agents: Sequence[str]) -> None:
         item = _delivery(row)
-        for agent in agents:
-            session = self._sessions.get(agent)
-            if session is not None:
-                await session.send(item)
+        async with asyncio.TaskGroup() as group:
+            for agent in agents:
+                session = self._sessions.get(agent)
+                if session is not None:
+                    group.create_task(session.send(item), name=f"signal {agent}")
 
     async def _redeliver(self, session: Session) -> None:
         """A session stands again: what its agent has not answered is sent (again)."""
@@ -159,13 +161,34 @@ class Broadcasts:
         for receipt in batch:
             by_broadcast[receipt.broadcast].append(receipt)
         for broadcast, receipts in by_broadcast.items():
+            await self._record_one(broadcast, receipts)
+
+    async def _record_one(self, broadcast: str, receipts: Sequence[model.ReceiptRow]) -> None:
+        """An agent says each receipt once to a session that stands: it is held until the store takes it."""
+        while True:
             try:
-                await self._parts.store.record_receipts(broadcast, receipts)
-            except FactoryError as error:
-                # Not recorded is not lost: they are pending, and delivered again with the next session.
+                await self._write(broadcast, receipts)
+            except (Unavailable, Stale) as error:
                 self._parts.measures.trouble.labels("receipts").inc()
                 log.warning("cannot record receipts", extra={"broadcast": broadcast, "error": str(error)})
-            self._parts.hub.ring(f"broadcast:{broadcast}")
+                await asyncio.sleep(RECORD_AGAIN_S)
+            except FactoryError as error:
+                log.warning("drops receipts", extra={"broadcast": broadcast, "error": str(error)})
+                return
+            else:
+                return
+
+    async def _write(self, broadcast: str, receipts: Sequence[model.ReceiptRow]) -> None:
+        final = await self._parts.store.record_receipts(broadcast, receipts)
+        row = self._open.get(broadcast)
+        if row is not None and any(receipt.ordinal >= row.targets for receipt in final):
+            self._close(row)
+        self._parts.hub.ring(f"broadcast:{broadcast}")
+
+    def _close(self, row: model.BroadcastRow) -> None:
+        """Its last receipt is final."""
+        del self._open[row.id]
+        self._parts.measures.broadcast_s.observe((self._parts.now() - row.created_at).total_seconds())
 
     async def settle(self, crew: str) -> None:
         """Close what cannot be answered any more: expired, or its agent is gone."""
@@ -177,14 +200,18 @@ class Broadcasts:
         for row, pending in rows:
             self._open.setdefault(row.id, row)
             expired = now >= row.expires_at
+            latency_s = (now - row.created_at).total_seconds()
+            ended: list[model.ReceiptRow] = []
             for receipt in pending:
                 gone = states.get(receipt.agent, AgentState.STOPPED) in GONE
                 if expired or gone:
                     stage = "UNREACHABLE" if gone else "EXPIRED"
-                    latency_s = (now - row.created_at).total_seconds()
-                    await self._queue.put(
+                    ended.append(
                         model.ReceiptRow(row.id, receipt.agent, receipt.name, 0, stage, 0, latency_s)
                     )
+            if ended:
+                # At once, not through the queue: after a crew's last step nobody looks at what is open.
+                await self._write(row.id, ended)
 
     async def _expire(self) -> None:
         """Wake at the next expiry; forget what is done."""
@@ -211,8 +238,7 @@ class Broadcasts:
             log.warning("cannot settle broadcasts", extra={"crew": crew, "error": str(error)})
             return
         for row in [r for r in self._open.values() if r.crew == crew and r.id not in open_now]:
-            del self._open[row.id]
-            self._parts.measures.broadcast_s.observe((self._parts.now() - row.created_at).total_seconds())
+            self._close(row)
 
 
 def _delivery(row: model.BroadcastRow) -> agent_service_pb2.DeliverRequest:

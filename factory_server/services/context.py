@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Value
 
 from factory_server.core import model
-from factory_server.core.errors import FactoryError, FieldViolation, Invalid, Refused
+from factory_server.core.errors import FactoryError, FieldViolation, Invalid, NotFound, Refused
 from factory_server.core.lifecycle import CrewState
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
@@ -104,15 +104,28 @@ class ContextMirror:
     async def _tail(self) -> None:
         crews = set(self._crews())
         for crew in crews - self._cursors.keys():
-            self._cursors[crew] = (await self._parts.store.get_crew(crew)).context_cursor
+            await self._begin(crew)
         for crew in self._cursors.keys() - crews:
             del self._cursors[crew]
         if not self._cursors:
             await asyncio.sleep(MIRROR_BLOCK_S)
             return
+        failures: list[FactoryError] = []
         for crew, rows, cursor in await self._parts.bus.tail_contexts(self._cursors, block_s=MIRROR_BLOCK_S):
-            await self._parts.store.mirror_context(crew, rows, cursor)
-            self._cursors[crew] = cursor
+            try:
+                await self._parts.store.mirror_context(crew, rows, cursor)
+            except FactoryError as error:
+                failures.append(error)  # one crew's trouble must not stop the others' mirror
+            else:
+                self._cursors[crew] = cursor
+        if failures:
+            raise failures[0]
+
+    async def _begin(self, crew: str) -> None:
+        try:
+            self._cursors[crew] = (await self._parts.store.get_crew(crew)).context_cursor
+        except NotFound:
+            log.warning("cannot mirror an unknown crew", extra={"crew": crew})
 
 
 def to_value(row: model.ContextRow) -> Value | None:

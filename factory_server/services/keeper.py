@@ -17,12 +17,13 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
 from factory_server.services import provision, teardown
+from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import Parts
 from factory_server.services.provision import ACTOR, Phases
-from factory_server.services.sessions import Sessions
+from factory_server.services.sessions import Session, Sessions
 from factory_server.services.steps import StepBatcher
-from factory_server.services.wiring import Wiring
+from factory_server.services.wiring import WIRED, Wiring
 from hyperfactory.v1 import agent_service_pb2
 
 log = logging.getLogger("factory.keeper")
@@ -37,20 +38,24 @@ TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
 class Keeper:
     """The one who works on one crew. `run` returns when the crew is gone for good."""
 
-    def __init__(self, crew: str, parts: Parts, sessions: Sessions) -> None:
+    def __init__(self, crew: str, parts: Parts, sessions: Sessions, incarnation: str = "") -> None:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
         self._wiring = Wiring(parts)
+        self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._agents: dict[str, model.AgentRow] = {}
         self._crew: model.CrewRow | None = None
-        self._retry_at: dict[str, datetime] = {}
+        self._retry_at: dict[str, tuple[Job, datetime]] = {}
         self._attempts: dict[str, int] = {}
+        self._fresh: dict[str, model.AgentRow] = {}
+        self._taken_away: set[str] = set()
+        self._assuming: set[str] = set()
         self._given: model.CrewRow | None = None
-        self._bus_incarnation = ""
+        self._bus_incarnation = incarnation
         self._settle_at = 0.0
         self._prepared = False
         self.seen = asyncio.Event()
@@ -85,16 +90,18 @@ class Keeper:
             return
         if self._bus_incarnation:
             log.info("bus restarted", extra={"action": "bus_restarted", "crew": self.crew_id})
-            for agent in self.serving():
-                await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
+            for agent in list(self._agents.values()):
+                if agent.state in WIRED and self._agents.get(agent.id) is agent:
+                    await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
             self._prepared = False
         self._bus_incarnation = incarnation
         self._wiring.renew()
         self.kick()
 
-    def serving(self) -> list[model.AgentRow]:
-        """Agents that hold a session."""
-        return [a for a in self._agents.values() if a.state in (AgentState.READY, AgentState.BUSY)]
+    async def greet(self, session: Session) -> None:
+        """A session stands (again): it may have missed a roster."""
+        if self._crew is not None:
+            await session.send(self._roster_item(self._crew))
 
     async def lost(self, agent: model.AgentRow, reason: str, message: str, actor: str = ACTOR) -> None:
         """The agent's instance is dead or condemned: say so and, where allowed, replace it at once."""
@@ -110,8 +117,10 @@ class Keeper:
             if verdict.job is Job.REPLACE and (verdict.due is None or verdict.due <= after.updated_at):
                 steps.append(self._replace_step(after))
         await self._batcher.step(steps)
-        await self._fence(agent)
-        self.kick()
+        try:
+            await self._fence(agent)
+        finally:
+            self.kick()
 
     # The loop
 
@@ -129,6 +138,7 @@ class Keeper:
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()
+                await self._way_out.close()
 
     async def _pause(self, pause_s: float) -> None:
         try:
@@ -149,23 +159,38 @@ class Keeper:
     async def _look(self, group: asyncio.TaskGroup) -> float | None:
         """One level-triggered pass; how long to pause, or None when nothing is left to keep."""
         given, self._given = self._given, None
-        crew = given or await self._parts.store.get_crew(self.crew_id)
-        self._see(crew)
+        self._fresh.clear()
+        crew = self._see(given or await self._parts.store.get_crew(self.crew_id))
         if crew.state in TERMINAL:
             return None
         if not self._prepared:
-            await self._prepare(crew)
+            await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
         await self._share_roster(crew)
+        await self._way_out.see_to(crew)
         await self._rewire()
         await self._settle_work()
         return self._start_jobs(group, crew)
 
-    def _see(self, crew: model.CrewRow) -> None:
-        self._crew = crew
-        self._agents = {a.id: a for a in crew.agents if a.state is not AgentState.STOPPED}
+    def _see(self, crew: model.CrewRow) -> model.CrewRow:
+        """Take over what was read, but for rows that were committed while it was being read."""
+        agents = [newer(a, self._fresh.get(a.id)) for a in crew.agents]
+        self._crew = with_fields(crew, agents=agents)
+        self._agents = {a.id: a for a in agents if a.state is not AgentState.STOPPED}
+        for kept in (self._retry_at, self._attempts, self.phases):
+            for gone in kept.keys() - self._agents.keys():
+                kept.pop(gone)
         self.seen.set()
+        return self._crew
+
+    async def _prepare_if_possible(self, crew: model.CrewRow) -> None:
+        """Without the bus nobody is assumed; whoever leaves, leaves."""
+        try:
+            await self._prepare(crew)
+        except FactoryError as error:
+            self._parts.measures.trouble.labels("prepare").inc()
+            log.warning("cannot prepare", extra={"crew": self.crew_id, "error": str(error)})
 
     async def _prepare(self, crew: model.CrewRow) -> None:
         """Put the manifest's context on the bus, and what the store mirrored of it."""
@@ -211,21 +236,26 @@ class Keeper:
         if roster == self._roster:
             return
         self._roster = roster
-        item = agent_service_pb2.DeliverRequest(roster=provision.roster_of(crew.agents, crew.last_sequence))
         for session in self._sessions.of_crew(crew.id):
-            await session.send(item)
+            await session.send(self._roster_item(crew))
+
+    def _roster_item(self, crew: model.CrewRow) -> agent_service_pb2.DeliverRequest:
+        return agent_service_pb2.DeliverRequest(roster=provision.roster_of(crew.agents, crew.last_sequence))
 
     # Jobs
 
     def _start_jobs(self, group: asyncio.TaskGroup, crew: model.CrewRow) -> float:
         now = self._parts.now()
-        soonest = min(filter(None, (now + timedelta(seconds=LOOK_AGAIN_S), crew.expires_at)))
+        expiry = None if crew.wish_gone else crew.expires_at
+        soonest = min(filter(None, (now + timedelta(seconds=LOOK_AGAIN_S), expiry)))
         leaving: list[model.AgentRow] = []
         for agent in self._agents.values():
             if agent.id in self._jobs:
+                if agent.state is AgentState.DRAINING and agent.id in self._assuming:
+                    self._jobs[agent.id].cancel()  # its instance may hang for as long as it likes
                 continue
             decision = reconcile.decide(agent, crew, now)
-            due = max(filter(None, (decision.due, self._retry_at.get(agent.id))), default=now)
+            due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
                 soonest = min(filter(None, (soonest, agent.lease_until)))
             elif due > now:
@@ -233,34 +263,49 @@ class Keeper:
             elif decision.job is Job.DRAIN:
                 leaving.append(agent)
             else:
-                self._start(group, agent, self._work(agent, crew, decision))
+                self._start(group, agent, decision.job, self._work(agent, crew, decision))
         if leaving:
-            job = group.create_task(self._guarded(leaving, self._drain(leaving, crew)), name="drain")
+            drain = self._guarded(leaving, Job.DRAIN, self._drain(leaving, crew))
+            job = group.create_task(drain, name="drain")
             self._jobs.update({a.id: job for a in leaving})
         return max((soonest - now).total_seconds(), 0.0)
 
-    def _start(
-        self, group: asyncio.TaskGroup, agent: model.AgentRow, work: Coroutine[None, None, bool]
-    ) -> None:
-        job = group.create_task(self._guarded([agent], work), name=f"work {agent.id}")
-        if not job.done():
-            self._jobs[agent.id] = job
+    def _due(self, agent: model.AgentRow, decision: reconcile.Decision, now: datetime) -> datetime:
+        """A job that failed waits a little; that delays no other job, least of all the agent's end."""
+        job, again = self._retry_at.get(agent.id, (Job.NONE, now))
+        if decision.job is Job.ASSUME and not self._prepared:
+            again = now + timedelta(seconds=TROUBLE_PAUSE_S)
+        elif decision.job is not job:
+            again = now
+        return max(again, decision.due or now)
 
-    async def _guarded(self, agents: Sequence[model.AgentRow], work: Coroutine[None, None, bool]) -> None:
+    def _start(
+        self,
+        group: asyncio.TaskGroup,
+        agent: model.AgentRow,
+        job: Job,
+        work: Coroutine[None, None, bool],
+    ) -> None:
+        name = f"{job.value} {agent.id}"
+        self._jobs[agent.id] = group.create_task(self._guarded([agent], job, work), name=name)
+
+    async def _guarded(
+        self, agents: Sequence[model.AgentRow], job: Job, work: Coroutine[None, None, bool]
+    ) -> None:
         """One agent's trouble must not end its siblings: it is told, and tried again after a pause."""
-        moved = False
+        moved = True
         try:
             moved = await work
         except FactoryError as error:
             self._parts.measures.trouble.labels("job").inc()
             log.warning("cannot carry on", extra={"agent": agents[0].id, "error": str(error)})
             later = self._parts.now() + timedelta(seconds=TROUBLE_PAUSE_S)
-            self._retry_at.update({a.id: later for a in agents})
+            self._retry_at.update({a.id: (job, later) for a in agents})
         finally:
             for agent in agents:
                 self._jobs.pop(agent.id, None)
-        if moved:
-            self.kick()
+            if moved:  # or failed: while it worked, its agents were left out of every look
+                self.kick()
 
     async def _work(self, agent: model.AgentRow, crew: model.CrewRow, decision: reconcile.Decision) -> bool:
         """Do one job; whether anything moved."""
@@ -279,10 +324,7 @@ class Keeper:
                 await self._fence(agent)
                 return True
             case Job.GIVE_UP:
-                await self._step(self._simple(agent, AgentEvent.GAVE_UP, decision))
-                await self._fence(agent)
-                self._parts.hub.ring(REAPER)
-                return True
+                return await self._give_up(agent, decision)
             case Job.DISBAND:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
@@ -296,13 +338,12 @@ class Keeper:
         except FactoryError as error:
             attempt = self._attempts[agent.id] = self._attempts.get(agent.id, 0) + 1
             pause_s = reconcile.create_backoff_s(attempt)
-            self._retry_at[agent.id] = self._parts.now() + timedelta(seconds=pause_s)
+            self._retry_at[agent.id] = (Job.CREATE, self._parts.now() + timedelta(seconds=pause_s))
             log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
             if reconcile_given_up(agent, self._crew, self._parts.now()):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
-                await self._step(self._simple(agent, AgentEvent.GAVE_UP, verdict))
-                return True
-            return False
+                return await self._give_up(agent, verdict)
+            return True
         self._attempts.pop(agent.id, None)
         return await self._assume(row) if row is not None else True
 
@@ -313,6 +354,7 @@ class Keeper:
             return True
         crew = list(self._agents.values())
         revision = self._crew.last_sequence if self._crew else 0
+        self._assuming.add(agent.id)
         try:
             await provision.assume(
                 self._parts,
@@ -325,14 +367,18 @@ class Keeper:
                 self._rewire,
                 phases,
             )
-        except FactoryError as error:
-            if provision.broken(error):
-                verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(error))
-                await self._step(self._simple(agent, AgentEvent.GAVE_UP, verdict))
-                await self._fence(agent)
-                self._parts.hub.ring(REAPER)
-            else:
-                await self.lost(agent, "AssumeFailed", str(error))
+        except provision.InstanceFailed as failed:
+            if provision.broken(failed.error):
+                verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(failed))
+                return await self._give_up(agent, verdict)
+            await self.lost(agent, "AssumeFailed", str(failed))
+        finally:
+            self._assuming.discard(agent.id)
+        return True
+
+    async def _give_up(self, agent: model.AgentRow, why: reconcile.Decision) -> bool:
+        if await self._step(self._simple(agent, AgentEvent.GAVE_UP, why)) is not None:
+            await self._fence(agent)
         return True
 
     async def _attend(self, agent: model.AgentRow) -> bool:
@@ -341,6 +387,11 @@ class Keeper:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True
         await self._parts.bus.grant(agent.crew, agent.id, agent.generation)
+        now = self._agents.get(agent.id)
+        if now is None or now.generation != agent.generation:
+            # It was replaced and fenced meanwhile: what was granted just now must not outlive that.
+            await self._parts.bus.revoke(agent.crew, agent.id, agent.generation)
+            return True
         self._sessions.attach(agent)
         return False
 
@@ -350,17 +401,19 @@ class Keeper:
 
     async def _drain(self, leaving: Sequence[model.AgentRow], crew: model.CrewRow) -> bool:
         gone = await teardown.take_away(self._parts, self._sessions, leaving)
-        for agent in gone:
-            self._agents.pop(agent.id, None)
-        if crew.wish_gone and not self._agents:
-            await self._parts.bus.drop_crew(crew.id)
+        self._taken_away |= {a.id for a in gone}
+        if crew.wish_gone and self._agents.keys() <= self._taken_away:
+            await teardown.leave_bus(self._parts, crew.id)
+            await self._way_out.close()
         await self._rewire()
         if self.settle is not None:
             # Before the last step: with it the crew is gone, and this keeper ends in whatever it does.
             await self.settle(crew.id)
         if gone:
             await self._batcher.step([teardown.drained(a) for a in gone])
-        return bool(gone)
+        later = self._parts.now() + timedelta(seconds=TROUBLE_PAUSE_S)
+        self._retry_at.update({a.id: (Job.DRAIN, later) for a in leaving if a not in gone})
+        return True
 
     # Steps
 
@@ -371,7 +424,14 @@ class Keeper:
     def _committed(self, stepped: model.Stepped) -> None:
         for result in stepped.results:
             row = result.agent
-            if row is not None and row.state is not AgentState.STOPPED:
+            if row is None:
+                continue
+            if result.step.event is AgentEvent.REPLACE:
+                self._parts.measures.replaced.inc()
+            self._fresh[row.id] = row
+            if row.state is AgentState.STOPPED:
+                self._agents.pop(row.id, None)
+            else:
                 self._agents[row.id] = row
 
     def _simple(self, agent: model.AgentRow, event: AgentEvent, why: reconcile.Decision) -> model.Step:
@@ -380,7 +440,6 @@ class Keeper:
         )
 
     def _replace_step(self, agent: model.AgentRow) -> model.Step:
-        self._parts.measures.replaced.inc()
         return model.Step(
             agent.id,
             agent.generation,
@@ -400,6 +459,13 @@ class Keeper:
 
     async def _rewire(self) -> None:
         await self._wiring.rewire(self._agents.values())
+
+
+def newer(read: model.AgentRow, committed: model.AgentRow | None) -> model.AgentRow:
+    """The later of two rows of one agent."""
+    if committed is None:
+        return read
+    return max(read, committed, key=lambda row: (row.generation, row.updated_at))
 
 
 def reconcile_given_up(agent: model.AgentRow, crew: model.CrewRow | None, now: datetime) -> bool:

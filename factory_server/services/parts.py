@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from factory_server.core import ids, ports
+from factory_server.core.errors import Unavailable
 from factory_server.core.sandbox import Driver
 from factory_server.services.hub import Hub
 from factory_server.services.measures import Measures
+from hyperfactory.v1 import crew_service_pb2
 
 
 def utc_now() -> datetime:
     """The wall clock; it is the database's where both run on one host, and kept near it by NTP elsewhere."""
     return datetime.now(UTC)
+
+
+class NoEgress:
+    """A factory without a way out: crews that wish one are not served."""
+
+    async def open(self, crew: str, _network: crew_service_pb2.CrewNetwork) -> str:
+        """Never."""
+        raise Unavailable(f"this factory has no way out for {crew}")
+
+    async def close(self, _crew: str) -> None:
+        """Nothing is open."""
+
+    async def list_crews(self) -> Sequence[str]:
+        """Nothing is open."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Parts:
     measures: Measures = field(default_factory=Measures)
     now: Callable[[], datetime] = utc_now
     entropy: Callable[[int], bytes] = os.urandom
+    egress: ports.Egress = field(default_factory=NoEgress)
 
     def new_id(self, prefix: str) -> str:
         """A new id of this kind."""

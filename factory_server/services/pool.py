@@ -30,11 +30,17 @@ class PoolLane:
         self._claims_in_flight = claims_in_flight
 
     async def fill(self) -> None:
-        """Fill every pool to its target."""
+        """Fill every pool to its target; a base that cannot be made delays no other."""
+        failures: list[FactoryError] = []
         for pool in await self._parts.store.get_pools():
             self._parts.measures.pool_ready.labels(pool.base).set(pool.ready)
             self._parts.measures.pool_target.labels(pool.base).set(pool.target)
-            await self._fill_one(pool)
+            try:
+                await self._fill_one(pool)
+            except FactoryError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def _fill_one(self, pool: model.PoolRow) -> None:
         while True:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from factory_server.core import model, reconcile
+from factory_server.core import model, ports, reconcile
 from factory_server.core.errors import FactoryError, Invalid, Refused
 from factory_server.core.lifecycle import AgentEvent, AgentState
 from factory_server.core.sandbox import Limits, SandboxSpec
@@ -21,6 +21,15 @@ ACTOR = "factory"
 GONE_STATES = (AgentState.STOPPED, AgentState.FAILED)
 
 StepOne = Callable[[model.Step], Awaitable[model.AgentRow | None]]
+
+
+class InstanceFailed(Exception):
+    """The instance itself does not become the agent. Where the bus, the driver or the store did not answer,
+    nothing is said about the instance: that is tried again with the same one."""
+
+    def __init__(self, error: FactoryError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def limits_of(spec: types_pb2.ProfileSpec) -> Limits:
@@ -53,13 +62,17 @@ class Phases:
 
     def __init__(self) -> None:
         self.spent: list[tuple[str, float]] = []
-        self._since = time.monotonic()
+        self._began = self._since = time.monotonic()
 
     def mark(self, phase: str) -> None:
         """The phase that ends now."""
         now = time.monotonic()
         self.spent.append((phase, (now - self._since) * 1000))
         self._since = now
+
+    def whole_s(self) -> float:
+        """From the start until now."""
+        return time.monotonic() - self._began
 
 
 async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Phases) -> model.AgentRow | None:
@@ -101,7 +114,8 @@ async def assume(
     rewire: Callable[[], Awaitable[None]],
     phases: Phases,
 ) -> model.AgentRow | None:
-    """WARMING → READY. Raises Invalid or Refused where the profile is broken, Unavailable else."""
+    """WARMING → READY; None where the step lost. Raises InstanceFailed, or what the bus, the driver and the
+    store raise."""
     if agent.instance is None:
         raise Refused(f"{agent.id} is WARMING without an instance")
     access = await parts.bus.grant(agent.crew, agent.id, agent.generation)
@@ -119,14 +133,15 @@ async def assume(
         roster=roster_of(crew, revision),
         authority=f"{agent.name}.crew-{agent.crew}.svc",
         group=agent.group,
+        egress=wiring.leads_out,
     )
     request.spec.scope = agent.scope
     phases.mark("identify")
     line = sessions.line(agent.instance.control)
     try:
-        await line.assume(request, deadline_s=reconcile.ready_timeout_s(agent))
+        await _assumed(line, request, reconcile.ready_timeout_s(agent))
         phases.mark("assume")
-        direct = await parts.driver.publish(agent.instance.id)
+        direct = await _published(parts, agent, agent.instance.id)
         wiring.publish(agent, direct)
         await rewire()
         phases.mark("wire")
@@ -148,8 +163,27 @@ async def assume(
     if ready is None or ready.instance is None:
         await line.close()
         return ready
-    sessions.attach(ready, line)
+    if sessions.attach(ready, line).line is not line:
+        await line.close()
+    parts.measures.spawn_s.labels("warm" if ready.warm else "cold").observe(phases.whole_s())
     return ready
+
+
+async def _assumed(line: ports.Line, request: agent_service_pb2.AssumeRequest, deadline_s: float) -> None:
+    try:
+        await line.assume(request, deadline_s=deadline_s)
+    except FactoryError as error:
+        raise InstanceFailed(error) from error
+
+
+async def _published(parts: Parts, agent: model.AgentRow, instance: str) -> str:
+    """An agent may take its own socket away for ever: after the ready timeout that is its failure."""
+    try:
+        return await parts.driver.publish(instance)
+    except FactoryError as error:
+        if reconcile.overdue(agent, parts.now()):
+            raise InstanceFailed(error) from error
+        raise
 
 
 def broken(error: FactoryError) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
@@ -15,7 +17,7 @@ from factory_server.services.hub import POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
 from factory_server.services.parts import Parts
 from factory_server.services.pool import PoolLane
-from factory_server.services.sessions import Sessions
+from factory_server.services.sessions import Session, Sessions
 from factory_server.services.steps import narrate
 from factory_server.services.sweeper import Sweeper
 from factory_server.services.teardown import destroy_instance
@@ -24,7 +26,10 @@ log = logging.getLogger("factory.reconciler")
 
 LEASE_S = 6.0
 """A dead replica's crews are taken up after so long."""
+LEASE_ATTEMPTS = 3
+LEASE_AGAIN_S = 0.05
 SCAN_S = 2.0
+EXITS_AGAIN_S = 0.5
 FIRST_LOOK_S = 5.0
 CREWS_MAX = 2000
 SWEEP_S = 5.0
@@ -43,11 +48,15 @@ class Reconciler:
         self._parts = parts
         self._sessions = sessions
         self._keepers: dict[str, Keeper] = {}
+        self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._held_at: dict[str, float] = {}
+        self._incarnation = ""
         self._group: asyncio.TaskGroup | None = None
         self._pool = PoolLane(parts, self.busy)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None
         self.ready = asyncio.Event()
+        sessions.on_attached.append(self._greet)
 
     # What use cases tell it
 
@@ -80,7 +89,7 @@ class Reconciler:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 self._sessions.own(group)
-                exits = group.create_task(self._hear_exits(), name="exits")
+                exits = group.create_task(self._hear_exits(group), name="exits")
                 await self._adopt_first()
                 self.ready.set()
                 mirror = ContextMirror(self._parts, lambda: list(self._keepers))
@@ -134,30 +143,71 @@ class Reconciler:
         await self._survive("sweep", self._sweeper.sweep)
 
     async def _scan(self) -> None:
-        crews = await self._parts.store.lease_crews(self._parts.owner, lease_s=LEASE_S, limit=CREWS_MAX)
-        for crew in crews:
-            self._keep(crew)
+        """Prolong our leases and take free ones; leave crews whose lease is somebody else's by now."""
+        kept = set(self._keepers)
+        asked = time.monotonic()
+        for _ in range(LEASE_ATTEMPTS):
+            # A crew that is being written is skipped: that says nothing about whose it is.
+            for crew in await self._lease():
+                self._keep(crew)
+                self._held_at[crew] = asked
+                kept.discard(crew)
+            if not kept:
+                return
+            await asyncio.sleep(LEASE_AGAIN_S)
+        for crew in kept:
+            if asked - self._held_at.get(crew, asked) > LEASE_S:
+                self._leave(crew)
+
+    async def _lease(self) -> Sequence[str]:
+        return await self._parts.store.lease_crews(self._parts.owner, lease_s=LEASE_S, limit=CREWS_MAX)
 
     def _keep(self, crew: str) -> Keeper:
         keeper = self._keepers.get(crew)
         if keeper is None and self._group is not None:
-            keeper = Keeper(crew, self._parts, self._sessions)
+            keeper = Keeper(crew, self._parts, self._sessions, self._incarnation)
             keeper.settle = self.settle
             self._keepers[crew] = keeper
-            self._group.create_task(self._run_keeper(keeper), name=f"keeper {crew}")
+            self._held_at[crew] = time.monotonic()
+            self._keeping[crew] = self._group.create_task(self._run_keeper(keeper), name=f"keeper {crew}")
         if keeper is None:
             raise RuntimeError("the reconciler does not run")
         return keeper
+
+    def _leave(self, crew: str) -> None:
+        """Another process keeps the crew: two keepers would take its agents' sessions from each other."""
+        log.warning("lease lost", extra={"action": "lease_lost", "crew": crew})
+        keeping = self._keeping.get(crew)
+        if keeping is not None:
+            keeping.cancel()
+        self._sessions.detach_crew(crew)
 
     async def _run_keeper(self, keeper: Keeper) -> None:
         try:
             await keeper.run()
         finally:
-            self._keepers.pop(keeper.crew_id, None)
+            for kept in (self._keepers, self._keeping, self._held_at):
+                kept.pop(keeper.crew_id, None)
 
-    async def _hear_exits(self) -> None:
-        async for ended in self._parts.driver.exits():
-            await self._survive("exits", lambda ended=ended: self._ended(ended))  # type: ignore[misc]
+    async def _greet(self, session: Session) -> None:
+        keeper = self._keepers.get(session.crew)
+        if keeper is not None:
+            await keeper.greet(session)
+
+    async def _hear_exits(self, group: asyncio.TaskGroup) -> None:
+        """One agent's end must not wait for another's: each is a task."""
+        while True:
+            try:
+                async for ended in self._parts.driver.exits():
+                    work = functools.partial(self._ended, ended)
+                    group.create_task(self._survive("exits", work), name=f"exit {ended.instance}")
+            except FactoryError as error:
+                self._parts.measures.trouble.labels("exits").inc()
+                log.warning("cannot hear exits", extra={"error": str(error)})
+            else:
+                return
+            await asyncio.sleep(EXITS_AGAIN_S)
+            await self._survive("sweep", self._sweeper.sweep)
 
     async def _ended(self, ended: Exit) -> None:
         reason = "OutOfMemory" if ended.oom else "InstanceExited"
@@ -180,7 +230,7 @@ class Reconciler:
                 )
                 await keeper.lost(agent, reason, message)
                 return
-        if not await self._is_owned_elsewhere(instance):
+        if await self._is_of_the_pool(instance):
             await self._parts.store.release_instance(instance)
             self._parts.hub.ring(REAPER)
             self._parts.hub.ring(POOL)
@@ -196,9 +246,12 @@ class Reconciler:
         )
         narrate(self._parts, await self._parts.store.step(agent.crew, [failed]))
 
-    async def _is_owned_elsewhere(self, instance: str) -> bool:
+    async def _is_of_the_pool(self, instance: str) -> bool:
+        """An agent's instance, also one that is being made, is its own keeper's business."""
         rows = await self._parts.store.list_instances()
-        return any(r.id == instance and r.state is model.InstanceState.OWNED for r in rows)
+        return any(
+            r.id == instance and not r.agent and r.state is not model.InstanceState.DYING for r in rows
+        )
 
     async def _reap(self) -> None:
         """Destroy what is DYING; what resists is tried again, and delays nobody else."""
@@ -221,9 +274,9 @@ class Reconciler:
             failures.append(error)
 
     async def _watch_bus(self) -> None:
-        incarnation = await self._parts.bus.incarnation()
-        for keeper in self._keepers.values():
-            await keeper.bus_seen(incarnation)
+        self._incarnation = await self._parts.bus.incarnation()
+        for keeper in list(self._keepers.values()):
+            await keeper.bus_seen(self._incarnation)
 
     async def _compact(self) -> None:
         await self._parts.store.compact_events(keep_s=EVENTS_KEEP_S, keep_per_crew=EVENTS_KEEP_PER_CREW)

@@ -88,6 +88,8 @@ class RegistryFeed:
         self._subscribers.add(subscriber)
         try:
             snapshot = [a for a in self._agents.values() if _takes(where, a)]
+            sent: set[str] = set()
+            _note(sent, snapshot, where)
             for i in range(0, len(snapshot), BATCH_MAX):
                 yield Change(snapshot[i : i + BATCH_MAX])
             yield Change(synced=True)
@@ -99,12 +101,22 @@ class RegistryFeed:
                     yield Change()
                 subscriber.wake.clear()
                 pending, subscriber.pending = subscriber.pending, {}
-                taken = [a for a in pending.values() if _takes(where, a) or a.state is AgentState.STOPPED]
+                taken = [a for a in pending.values() if a.id in sent or _takes(where, a)]
+                _note(sent, taken, where)
                 if taken:
                     yield Change(taken)
             yield Change(draining=True)
         finally:
             self._subscribers.discard(subscriber)
+
+
+def _note(sent: set[str], agents: Sequence[model.AgentRow], where: model.AgentFilter) -> None:
+    """Remember what a subscriber holds: it is told when that leaves its filter, and of others nothing."""
+    for agent in agents:
+        if agent.state is not AgentState.STOPPED and _takes(where, agent):
+            sent.add(agent.id)
+        else:
+            sent.discard(agent.id)
 
 
 def _takes(where: model.AgentFilter, agent: model.AgentRow) -> bool:

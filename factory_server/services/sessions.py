@@ -55,6 +55,7 @@ class Sessions:
         self._group: asyncio.TaskGroup | None = None
         self.on_attached: list[OnAttached] = []
         self.on_receipts: OnReceipts | None = None
+        self._changed = asyncio.Event()
 
     def own(self, group: asyncio.TaskGroup) -> None:
         """Give the sessions' tasks their owner; call once, before any attach."""
@@ -63,6 +64,18 @@ class Sessions:
     def get(self, agent: str) -> Session | None:
         """The agent's session, standing or not."""
         return self._sessions.get(agent)
+
+    async def find(self, agent: str, generation: int, *, within_s: float) -> Session | None:
+        """The session with this generation; one that is about to be attached is waited for."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    held = self._sessions.get(agent)
+                    if held is not None and held.generation == generation:
+                        return held
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
 
     def of_crew(self, crew: str) -> list[Session]:
         """The sessions of a crew."""
@@ -75,7 +88,7 @@ class Sessions:
     def attach(self, agent: model.AgentRow, line: ports.Line | None = None) -> Session:
         """Hold a session with the agent's present instance (idempotent), over `line` where one is open."""
         held = self._sessions.get(agent.id)
-        if held is not None and held.generation == agent.generation:
+        if held is not None and held.generation >= agent.generation:
             return held
         if held is not None:
             self._end(held)
@@ -85,6 +98,8 @@ class Sessions:
             agent.id, agent.crew, agent.generation, line or self._open_line(agent.instance.control)
         )
         self._sessions[agent.id] = session
+        self._changed.set()
+        self._changed = asyncio.Event()
         session.task = self._group.create_task(self._attend(session), name=f"session {agent.id}")
         return session
 
@@ -94,6 +109,11 @@ class Sessions:
         if held is not None and held.generation <= generation:
             del self._sessions[agent]
             self._end(held)
+
+    def detach_crew(self, crew: str) -> None:
+        """End the sessions with a crew that another process keeps."""
+        for session in self.of_crew(crew):
+            self.detach(session.agent, session.generation)
 
     def _end(self, session: Session) -> None:
         if session.task is not None:

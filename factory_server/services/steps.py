@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from factory_server.core import model
-from factory_server.core.errors import FactoryError
+from factory_server.core.errors import FactoryError, Unavailable
 from factory_server.services.parts import Parts
 
 log = logging.getLogger("factory.steps")
@@ -26,34 +26,43 @@ class StepBatcher:
         self._parts = parts
         self._committed = committed
         self._queue: asyncio.Queue[Job] = asyncio.Queue(QUEUE_MAX)
+        self._ended = False
 
     async def step(self, steps: Sequence[model.Step]) -> Sequence[model.StepResult]:
-        """Carry the steps out, in order, in one transaction with whatever else waits; their results."""
+        """Carry the steps out, in order, in one transaction with whatever else waits; their results.
+        Unavailable where nobody commits any more."""
+        if self._ended:
+            raise self._not_kept()
         done: asyncio.Future[Sequence[model.StepResult]] = asyncio.get_running_loop().create_future()
         await self._queue.put((steps, done))
+        if self._ended:
+            raise self._not_kept()
         return await done
 
     async def run(self) -> None:
-        """Commit batch after batch, until cancelled."""
-        while True:
-            batch = [await self._queue.get()]
-            size = len(batch[0][0])
-            while size < BATCH_MAX and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-                size += len(batch[-1][0])
-            await self._commit(batch)
+        """Commit batch after batch, until cancelled; who still waits then is told so."""
+        try:
+            while True:
+                batch = [await self._queue.get()]
+                size = len(batch[0][0])
+                while size < BATCH_MAX and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                    size += len(batch[-1][0])
+                await self._commit(batch)
+        finally:
+            self._ended = True
+            while not self._queue.empty():
+                _fail([self._queue.get_nowait()], self._not_kept())
 
     async def _commit(self, batch: Sequence[Job]) -> None:
         try:
             stepped = await self._parts.store.step(self._crew, [s for steps, _ in batch for s in steps])
         except FactoryError as error:
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
+            _fail(batch, error)
             return
         except asyncio.CancelledError:
-            for _, done in batch:
-                done.cancel()
+            # Not cancelled themselves: those who wait belong to other tasks, which live on.
+            _fail(batch, self._not_kept())
             raise
         narrate(self._parts, stepped)
         self._committed(stepped)
@@ -62,6 +71,15 @@ class StepBatcher:
             mine = [next(results) for _ in steps]
             if not done.done():
                 done.set_result(mine)
+
+    def _not_kept(self) -> Unavailable:
+        return Unavailable(f"crew '{self._crew}' is no longer kept here")
+
+
+def _fail(batch: Sequence[Job], error: FactoryError) -> None:
+    for _, done in batch:
+        if not done.done():
+            done.set_exception(error)
 
 
 def narrate(parts: Parts, stepped: model.Stepped) -> None:

@@ -25,6 +25,10 @@ INPUT_BYTES_MAX = 1024 * 1024
 TIMEOUT_S = 300.0
 LEASE_S = 15.0
 RENEW_S = 5.0
+SESSION_WITHIN_S = 5.0
+"""An agent is READY a moment before its session is held; longer after a restart of this process."""
+DEADLINE_SLACK_S = 1.0
+"""So that the task's own timeout ends it, with its own words."""
 PROGRESS_MAX = 1000
 CLOSE_RETRY_S = 0.5
 LOOK_AGAIN_S = 0.5
@@ -118,14 +122,14 @@ class Tasks:
     async def _converse(
         self, task: model.TaskRow, running: _Running, timeout_s: float
     ) -> agent_service_pb2.TaskResult:
-        session = self._sessions.get(task.agent)
+        session = await self._sessions.find(task.agent, task.generation, within_s=SESSION_WITHIN_S)
         if session is None:
             return _failed(code_pb2.UNAVAILABLE, "the agent has no session")
         request = agent_service_pb2.AgentServiceRunTaskRequest(
             task=task.id, input=Struct.FromString(task.input), actor=task.actor
         )
         try:
-            async for update in session.line.run_task(request, deadline_s=timeout_s):
+            async for update in session.line.run_task(request, deadline_s=timeout_s + DEADLINE_SLACK_S):
                 if update.HasField("result"):
                     return update.result
                 await _tell(running, update.progress)
@@ -148,6 +152,9 @@ class Tasks:
         while True:
             try:
                 await self._parts.store.close_task(task.id, phase=phase, result=result.SerializeToString())
+            except NotFound:
+                log.warning("a task ended that is unknown", extra={"task": task.id})
+                return
             except FactoryError as error:
                 self._parts.measures.trouble.labels("task").inc()
                 log.warning("cannot close task", extra={"task": task.id, "error": str(error)})

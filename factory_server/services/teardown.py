@@ -40,7 +40,7 @@ async def _take_one(
 ) -> None:
     try:
         await _let_finish(parts, sessions, agent)
-        await fence(parts, sessions, agent.crew, agent.id, agent.generation)
+        await _fence_if_possible(parts, sessions, agent)
         if agent.instance is not None:
             await parts.store.release_instance(agent.instance.id)
         for row in await parts.store.dying_instances(DYING_MAX):
@@ -64,6 +64,24 @@ async def _let_finish(parts: Parts, sessions: Sessions, agent: model.AgentRow) -
         await session.line.drain(grace_s=grace_s)
     except FactoryError as error:
         log.info("does not drain", extra={"agent": agent.id, "error": str(error)})
+
+
+async def _fence_if_possible(parts: Parts, sessions: Sessions, agent: model.AgentRow) -> None:
+    """A bus that is away keeps nobody here: the sweeper revokes what is left once it answers."""
+    try:
+        await fence(parts, sessions, agent.crew, agent.id, agent.generation)
+    except FactoryError as error:
+        parts.measures.trouble.labels("teardown").inc()
+        log.warning("cannot fence on the bus", extra={"agent": agent.id, "error": str(error)})
+
+
+async def leave_bus(parts: Parts, crew: str) -> None:
+    """Delete everything of a crew from the bus, now or, where the bus is away, by a later sweep."""
+    try:
+        await parts.bus.drop_crew(crew)
+    except FactoryError as error:
+        parts.measures.trouble.labels("teardown").inc()
+        log.warning("cannot drop a crew from the bus", extra={"crew": crew, "error": str(error)})
 
 
 async def fence(parts: Parts, sessions: Sessions, crew: str, agent: str, generation: int) -> None:

@@ -66,7 +66,7 @@ class Feed:
         if after >= ring.head:
             asked = time.monotonic()
             async with ring.lock:
-                if ring.read_at < asked:
+                if after >= ring.head and ring.read_at < asked:
                     await self._refresh(crew, ring)
         found = ring.after(after, READ_BATCH)
         if found is None:
@@ -107,6 +107,8 @@ class Batch:
     bookmark: bool = False
     draining: bool = False
     skipped: int = 0
+    live: bool = False
+    """The subscriber had everything before these events: they are as fresh as they come."""
 
 
 async def watch_crew(
@@ -135,7 +137,7 @@ async def watch_crew(
                     taken = [e for e in events if wanted.takes(e)]
                     if taken:
                         said = time.monotonic()
-                        yield Batch(taken, str(after))
+                        yield Batch(taken, str(after), live=caught_up)
                     if caught_up and ring.head - after > LAG_EVENTS_MAX:
                         skip = _lagging(on_lag, ring.head - after, str(after))
                         if skip:

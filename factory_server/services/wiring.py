@@ -15,6 +15,7 @@ log = logging.getLogger("factory.wiring")
 
 UNIX = "unix://"
 BUS_LINK = "bus.sock"
+EGRESS_LINK = "egress.sock"
 WIRED = (AgentState.WARMING, *SERVING)
 
 
@@ -29,6 +30,10 @@ class Wiring:
         self._wanted = 0
         self._done = 0
         self._signature: frozenset[tuple[str, str, str]] = frozenset()
+        self._renewals = 0
+        self._egress = ""
+        self.leads_out = False
+        """Whether the crew may reach the outside; its socket may come later."""
 
     def publish(self, agent: AgentRow, direct: str) -> None:
         """From here on the agent's mates see this socket, though its row does not yet say READY."""
@@ -37,9 +42,11 @@ class Wiring:
     async def introduce(self, agent: AgentRow) -> None:
         """Give a fresh instance the bus, so that it can be assumed."""
         if agent.instance is not None and agent.instance.id not in self._applied:
-            links = {BUS_LINK: self._parts.bus.socket_path}
+            links = self._shared()
+            renewals = self._renewals
             await self._parts.driver.wire(agent.instance.id, links)
-            self._applied[agent.instance.id] = links
+            if renewals == self._renewals:
+                self._applied[agent.instance.id] = links
 
     async def rewire(self, agents: Iterable[AgentRow]) -> None:
         """Apply what the rows say now; calls that wait join the next application."""
@@ -52,8 +59,15 @@ class Wiring:
             await self._apply(list(agents))
             self._done = upto
 
+    def lead_out(self, socket: str) -> None:
+        """From here on members see this socket as their way out; '' for none."""
+        if socket != self._egress:
+            self._egress = socket
+            self.renew()
+
     def renew(self) -> None:
-        """The bus socket is another one: every link must be made anew."""
+        """A shared socket is another one: every link must be made anew."""
+        self._renewals += 1
         self._applied.clear()
         self._signature = frozenset()
 
@@ -63,17 +77,22 @@ class Wiring:
             for a in agents
             if a.instance is not None and a.state in WIRED
         )
-        if signature != self._signature and await self._apply_links(agents):
+        renewals = self._renewals
+        complete = signature == self._signature or await self._apply_links(agents)
+        if complete and renewals == self._renewals:
             self._signature = signature
 
     async def _apply_links(self, agents: list[AgentRow]) -> bool:
         """Whether everything that should be wired is."""
         complete = True
+        renewals = self._renewals
         sockets = {f"{a.name}.sock": path for a in agents if (path := self._socket(a))}
-        sockets[BUS_LINK] = self._parts.bus.socket_path
+        sockets |= self._shared()
         wished = {a.instance.id: a for a in agents if a.instance is not None and a.state in WIRED}
         for gone in self._applied.keys() - wished.keys():
             del self._applied[gone]
+        for gone in self._published.keys() - {a.id for a in agents}:
+            del self._published[gone]
         for instance, agent in wished.items():
             links = {name: path for name, path in sockets.items() if name != f"{agent.name}.sock"}
             if self._applied.get(instance) == links:
@@ -86,8 +105,14 @@ class Wiring:
                 log.warning("cannot wire", extra={"instance": instance, "error": str(error)})
                 complete = False
                 continue
-            self._applied[instance] = links
+            if renewals == self._renewals:
+                self._applied[instance] = links
         return complete
+
+    def _shared(self) -> dict[str, str]:
+        """What every member sees beside its mates."""
+        links = {BUS_LINK: self._parts.bus.socket_path}
+        return links | ({EGRESS_LINK: self._egress} if self._egress else {})
 
     def _socket(self, agent: AgentRow) -> str:
         generation, direct = self._published.get(agent.id, (0, ""))

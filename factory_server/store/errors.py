@@ -71,5 +71,10 @@ def is_lost_connection(error: psycopg.Error) -> bool:
     return isinstance(error, lost)
 
 
+def is_outdated_plan(error: psycopg.Error) -> bool:
+    """True where a newer factory changed a table that this connection has prepared statements about."""
+    return isinstance(error, pg.FeatureNotSupported) and "cached plan" in str(error)
+
+
 def _first_line(error: psycopg.Error) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

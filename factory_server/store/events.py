@@ -73,7 +73,7 @@ class Events(Part):
             if not rows:
                 return [], mark or OLDEST
             last = rows[-1]
-            return [encode.encoded(row) for row in rows], _format(last["xid"], last["id"], seen)
+            return [encode.encoded(row) for row in rows], _format(last["written_by"], last["id"], seen)
 
         return await self._db.read(body)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from factory_server.core import ids
 from factory_server.core.lifecycle import NEW_GENERATION, AgentEvent, advance
@@ -22,6 +23,8 @@ KEEPS_LEASE = frozenset({E.TASK_ASSIGNED, E.SHUTDOWN})
 """A draining agent still works on its task: its holder must be known until the drain is over."""
 WARM_CLAIM = "WarmClaim"
 
+Changes = dict[str, Any]
+"""Fields of a row, and what they become."""
 Fence = tuple[str, int]
 """An agent in one generation."""
 
@@ -79,13 +82,14 @@ def begin(
     if instance is None:
         made.agents[agent.id] = replace(agent, instance=intent(agent))
         return
-    carried = replace(agent, instance=instance, warm=True)
-    made.agents[agent.id] = carried
     target = advance(agent.state, E.INSTANCE_STARTED)
-    if target is not None:  # a woken agent is WARMING already
-        after = replace(carried, state=target, reason=WARM_CLAIM, message="", updated_at=now)
-        made.agents[agent.id] = after
-        made.moves.append(Move(agent, E.INSTANCE_STARTED, after, actor))
+    if target is None:  # a woken agent is WARMING already
+        made.agents[agent.id] = replace(agent, instance=instance, warm=True)
+        return
+    why: Changes = {"reason": WARM_CLAIM, "message": "", "updated_at": now}
+    after = replace(agent, instance=instance, warm=True, state=target, **why)
+    made.agents[agent.id] = after
+    made.moves.append(Move(agent, E.INSTANCE_STARTED, after, actor))
 
 
 def intent(agent: AgentRow) -> InstanceRow:
@@ -155,74 +159,60 @@ def _carry_out(made: Plan, before: AgentRow, step: Step, now: datetime) -> None:
 
 
 def _after(before: AgentRow, step: Step, now: datetime) -> AgentRow:
-    target = advance(before.state, step.event)
-    assert target is not None
-    after = replace(
-        before, state=target, reason=text(step.reason), message=text(step.message), updated_at=now
-    )
+    """The row after a step. Its changes are collected first: copying a row is what a step's planning costs."""
+    made: Changes = {"state": advance(before.state, step.event), "updated_at": now}
+    made |= {"reason": text(step.reason), "message": text(step.message)}
     if step.event not in KEEPS_LEASE:
-        after = replace(after, lease_holder="", lease_until=None)
-    if step.event is E.TASK_ASSIGNED:
-        until = now + timedelta(seconds=step.lease_s or 0.0)
-        after = replace(after, lease_holder=step.lease_holder or step.actor, lease_until=until)
+        made |= {"lease_holder": "", "lease_until": None}
     if step.not_before_s is not None:
-        after = replace(after, not_before=now + timedelta(seconds=step.not_before_s))
-    return _with_instance(_with_event(after, step, now), step)
+        made["not_before"] = now + timedelta(seconds=step.not_before_s)
+    made |= _carrier(before.instance, step) | _by_event(before, step, now)
+    return replace(before, **made)
 
 
-def _with_event(agent: AgentRow, step: Step, now: datetime) -> AgentRow:
+def _by_event(agent: AgentRow, step: Step, now: datetime) -> Changes:
     match step.event:
         case E.HEALTH_OK:
-            return replace(agent, ready_at=now)
+            return {"ready_at": now}
+        case E.TASK_ASSIGNED:
+            until = now + timedelta(seconds=step.lease_s or 0.0)
+            return {"lease_holder": step.lease_holder or step.actor, "lease_until": until}
         case E.SHUTDOWN:
-            return replace(agent, drain_until=now + timedelta(seconds=step.drain_s or 0.0))
+            return {"drain_until": now + timedelta(seconds=step.drain_s or 0.0)}
         case E.REPLACE:
-            return _next_generation(_count_replacement(agent, now))
+            return _next_generation(agent) | _replacement(agent, now)
         case E.WAKE:
             return _next_generation(agent)
         case E.RETRY:
-            clean = replace(agent, replacements=0, replaced_since=None)
-            return _next_generation(
-                clean if step.not_before_s is not None else replace(clean, not_before=None)
-            )
+            forgiven: Changes = {"replacements": 0, "replaced_since": None}
+            if step.not_before_s is None:
+                forgiven["not_before"] = None
+            return _next_generation(agent) | forgiven
         case E.TTL_EXPIRED | E.GAVE_UP | E.DRAINED:
-            return replace(agent, instance=None, warm=False, ready_at=None)
+            return {"instance": None, "warm": False, "ready_at": None}
         case _:
-            return agent
+            return {}
 
 
-def _with_instance(agent: AgentRow, step: Step) -> AgentRow:
-    instance = agent.instance
-    if instance is None:
-        return agent
+def _carrier(instance: InstanceRow | None, step: Step) -> Changes:
+    """What a step tells of the instance."""
+    told: Changes = {}
     if (fact := step.sandbox) is not None:
-        instance = replace(
-            instance,
-            state=InstanceState.OWNED,
-            driver=fact.driver,
-            control=fact.control,
-            host_pid=fact.host_pid,
-            container_id=fact.container_id,
-        )
+        told = {"state": InstanceState.OWNED, "driver": fact.driver, "control": fact.control}
+        told |= {"host_pid": fact.host_pid, "container_id": fact.container_id}
     if step.direct is not None:
-        instance = replace(instance, direct=step.direct)
-    return replace(agent, instance=instance)
+        told["direct"] = step.direct
+    return {"instance": replace(instance, **told)} if instance is not None and told else {}
 
 
-def _next_generation(agent: AgentRow) -> AgentRow:
-    return replace(
-        agent,
-        generation=agent.generation + 1,
-        instance=None,
-        warm=False,
-        ready_at=None,
-        heartbeat_at=None,
-        misses=0,
-    )
+def _next_generation(agent: AgentRow) -> Changes:
+    made: Changes = {"generation": agent.generation + 1, "instance": None, "warm": False}
+    return made | {"ready_at": None, "heartbeat_at": None, "misses": 0}
 
 
-def _count_replacement(agent: AgentRow, now: datetime) -> AgentRow:
+def _replacement(agent: AgentRow, now: datetime) -> Changes:
+    """Count a replacement; a window that is over begins anew."""
     since = agent.replaced_since
     if since is None or now - since >= timedelta(seconds=BUDGET_WINDOW_S):
-        return replace(agent, replacements=1, replaced_since=now)
-    return replace(agent, replacements=agent.replacements + 1)
+        return {"replacements": 1, "replaced_since": now}
+    return {"replacements": agent.replacements + 1}

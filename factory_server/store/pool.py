@@ -49,6 +49,7 @@ SESSION = {
     "client_connection_check_interval": "2s",
     "synchronous_commit": "on",
     "plan_cache_mode": "force_generic_plan",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
@@ -168,9 +169,9 @@ class Database:
         try:
             try:
                 return await attempt(body)
-            except _LostBeforeCommitError:
-                # Every connection of before is probably lost, too: sort them out once, not one call each.
-                await self._pool.check()
+            except _LostBeforeCommitError as lost:
+                # The other connections are probably no better: sort them out at once, not one call each.
+                await (self._pool.drain() if errors.is_outdated_plan(lost.error) else self._pool.check())
                 return await attempt(body)
         except _LostBeforeCommitError as lost:
             raise errors.translate(lost.error) from lost.error
@@ -181,27 +182,24 @@ class Database:
             raise translated from error
 
     async def _write(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        # BEGIN and COMMIT are sent by hand: psycopg's own would wait for each of them by itself.
         async with self._transaction() as transaction, transaction.connection.pipeline():
+            await transaction.send("begin")
             result = await body(transaction)
             transaction.committing = True
-            await transaction.connection.commit()
+            await transaction.send("commit")
         self._tell(transaction)
         return result
 
     async def _read(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._transaction() as transaction:
-            await transaction.connection.set_autocommit(True)
-            try:
-                return await body(transaction)
-            finally:
-                if not transaction.connection.closed:
-                    await transaction.connection.set_autocommit(False)
+            return await body(transaction)
 
     async def _read_snapshot(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._transaction() as transaction, transaction.connection.pipeline():
             await transaction.send("begin_snapshot")
             result = await body(transaction)
-            await transaction.connection.commit()
+            await transaction.send("commit")
         return result
 
     @asynccontextmanager
@@ -211,7 +209,8 @@ class Database:
             try:
                 yield transaction
             except psycopg.Error as error:
-                if errors.is_lost_connection(error) and not transaction.committing:
+                useless = errors.is_lost_connection(error) or errors.is_outdated_plan(error)
+                if useless and not transaction.committing:
                     raise _LostBeforeCommitError(error) from error
                 raise
 
@@ -221,7 +220,7 @@ class Database:
 
 
 class _LostBeforeCommitError(Exception):
-    """The connection was lost while nothing could have been committed: the body may run again."""
+    """The connection became useless while nothing could have been committed: the body may run again."""
 
     def __init__(self, error: psycopg.Error) -> None:
         super().__init__(str(error))
@@ -237,6 +236,7 @@ class Part:
 def connection_options() -> dict[str, Any]:
     """How each connection is made."""
     return {
+        "autocommit": True,
         "row_factory": dict_row,
         "prepare_threshold": 0,
         "connect_timeout": CONNECT_WITHIN_S,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from factory_cli import leaks
 from running import Running, connected
 from test_kills import PARTS, pids_of
+
+from factory_cli import leaks
 
 pytestmark = pytest.mark.timeout(420)
 
@@ -29,7 +29,7 @@ def resident(pid: int) -> int:
 
 def descriptors(pid: int) -> int:
     """Open file descriptors."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def footprint(running: Running) -> dict[str, tuple[int, int]]:

@@ -50,7 +50,7 @@ async def until(condition: Callable[[], Awaitable[bool]], *, what: str) -> None:
     """Wait for a condition."""
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while not await condition():  # noqa: ASYNC110 - any condition, so nobody could set an event
+            while not await condition():
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pytest.fail(f"not within {DEADLINE_S:g} s: {what}")

@@ -89,7 +89,7 @@ async def _connect(path: Path) -> str:
 async def _run(source: str, deadline_s: float) -> Answer:
     """Write a program into the workspace and run it, as a profile's code tool does."""
     program = Path("program.py")
-    program.write_text(source)  # noqa: ASYNC240
+    program.write_text(source)
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(program), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -12,9 +12,9 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     MethodOptions,
 )
-from source import ROOT, functions, modules
 
 from hyperfactory.v1 import options_pb2
+from tests.tidy.source import ROOT, functions, modules
 
 SERVICE_FIELD, METHOD_FIELD, ENUM_FIELD = 6, 2, 5
 SERVERS = {

@@ -6,9 +6,8 @@ import ast
 from collections.abc import Iterator
 from dataclasses import fields
 
-from source import code, dotted
-
 from hyperfactory.v1.types_pb2 import ErrorReason
+from tests.tidy.source import code, dotted
 from wire.errors import FactoryError
 
 PREFIX = "ERROR_REASON_"

@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from source import PACKAGES, ROOT
+
+from tests.tidy.source import PACKAGES, ROOT
 
 OURS = "hyper-agent-factory"
 COMMAND_MAX_S = 120

@@ -7,7 +7,8 @@ import statistics
 import sys
 
 import pytest
-from source import PACKAGES, ROOT, code, everything, functions, length, modules
+
+from tests.tidy.source import PACKAGES, ROOT, code, everything, functions, length, modules
 
 FILE_MAX_LINES = 500
 TEST_FILE_MAX_LINES = 800

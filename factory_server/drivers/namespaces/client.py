@@ -56,6 +56,8 @@ class ForkClient:
         except TimeoutError:
             self.close()
             raise Unavailable("the sandboxes' fork server does not answer") from None
+        if self._socket is None:
+            raise ConnectionResetError("the sandboxes' fork server was about to end")
 
     @property
     def connected(self) -> bool:
@@ -70,6 +72,7 @@ class ForkClient:
         self._socket.close()
         self._socket = None
         self.lost.set()
+        self._hello.set()
         for answers in self._answers.values():
             answers.put_nowait({"lost": True})
 
@@ -83,8 +86,10 @@ class ForkClient:
         except OSError:
             packet = b""
         if not packet:
+            greeted = bool(self.greeting)
             self.close()
-            self.on_lost()
+            if greeted:
+                self.on_lost()
             return
         message = protocol.decode(packet)
         if message.get("event") == "hello":

@@ -76,11 +76,14 @@ class NamespacesDriver:
     async def start(self) -> None:
         """Find or start the fork server, and wipe what no sandbox owns any more."""
         await self._in_thread(self._files.where.make)
-        for item in (await self._ask("list", CALL_MAX_S))["items"]:
+        # Looked at before the list is read: a replica may be making more, and its list has them already.
+        present = await self._in_thread(self._files.present)
+        items = (await self._ask("list", CALL_MAX_S))["items"]
+        for item in items:
             if item["ended"]:
                 await self.destroy(item["instance"])
-        known = {stem(instance) for instance in self._known}
-        await self._in_thread(self._files.sweep, known)
+        known = {item["instance"] for item in items if not item["ended"]}
+        await self._in_thread(self._files.sweep, known, present)
 
     async def close(self) -> None:
         """Hang up; the fork server and its sandboxes live on."""
@@ -106,6 +109,9 @@ class NamespacesDriver:
 
     def _on_event(self, message: Message) -> None:
         instance = message["instance"]
+        if message["event"] == "born":
+            self._known[instance] = message
+            return
         self._known.pop(instance, None)
         self._exits.push(Exit(instance, message["code"], message["signal"], message["oom"]))
 

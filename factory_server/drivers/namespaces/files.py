@@ -60,13 +60,17 @@ class Files:
         for part in _LINKS:
             (self.where.sockets / part / f"{stem(instance)}.sock").unlink(missing_ok=True)
 
-    def sweep(self, known: AbstractSet[str]) -> None:
-        """Remove what belongs to none of the `known` instances."""
+    def present(self) -> Sequence[Path]:
+        """What lies there of any instance."""
+        return [path for part in (*_TREES, *_LINKS) for path in (self.where.sockets / part).iterdir()]
+
+    def sweep(self, known: AbstractSet[str], present: Sequence[Path] | None = None) -> None:
+        """Remove of `present` (or of all that lies there) what belongs to none of the `known` instances."""
         stems = {stem(instance) for instance in known}
-        for part in (*_TREES, *_LINKS):
-            for path in (self.where.sockets / part).iterdir():
-                if path.name.removesuffix(".sock") not in stems:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in self.present() if present is None else present:
+            if path.name.removesuffix(".sock") not in stems:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove_everything(self) -> None:
         """Remove every file of the driver, when nothing runs any more."""

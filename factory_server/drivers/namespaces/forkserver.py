@@ -172,8 +172,15 @@ class ForkServer:
             if agent.end is None:
                 self.nursery.kill(agent)
             return
+        if not agent.probe:
+            self._announce(agent)
         for peer, number in self._waiting.pop(agent.instance, []):
             peer.send({"id": number, "ok": True, **_describe(agent)})
+
+    def _announce(self, agent: Agent) -> None:
+        """Replicas of a factory share us: each may be given what another made, and must know it by then."""
+        for peer in self._peers:
+            peer.send({"event": "born", **_describe(agent)})
 
     def _fail(self, instance: str, problem: str, kind: str) -> None:
         for peer, number in self._waiting.pop(instance, []):

@@ -47,7 +47,10 @@ class ForkLink:
             if self._closed:
                 raise Unavailable("this driver was closed")
             if self._client is None or not self._client.connected:
-                self._client = await self._find() or await self._launch()
+                try:
+                    self._client = await self._find() or await self._launch()
+                except OSError as error:
+                    raise Unavailable(f"cannot reach the sandboxes' fork server: {error}") from error
                 items = (await self._client.request("list", deadline_s=CALL_MAX_S))["items"]
                 self._on_alive({i["instance"]: i for i in items if i["ready"] and not i["ended"]})
             return self._client
@@ -63,7 +66,7 @@ class ForkLink:
         client = ForkClient(self._on_event, self._on_lost)
         try:
             await client.connect(self._wish.where.fork_server)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionError):
             return None
         self.rootless = bool(client.greeting["rootless"])
         current = await self._settings(rootless=self.rootless)
@@ -84,6 +87,8 @@ class ForkLink:
                 await asyncio.get_running_loop().run_in_executor(self._threads, launcher.launch, settings)
             except Unavailable as error:
                 reasons.append(f"{'rootless' if rootless else 'full'}: {error}")
+                if (others := await self._find()) is not None:
+                    return others  # a replica that started with us was first
                 continue
             client = ForkClient(self._on_event, self._on_lost)
             await client.connect(self._wish.where.fork_server)

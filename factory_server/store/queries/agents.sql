@@ -28,17 +28,25 @@ RETURNING a.id;
 -- name: agent_get
 SELECT * FROM agent_now WHERE id = %(agent)s;
 
+-- A page is chosen by id before anything is joined to it.
+
 -- name: agent_list
-SELECT * FROM agent_now
- WHERE id > %(after)s AND state = ANY(%(states)s::text[]) AND labels @> %(labels)s::jsonb
-   AND (%(profile)s = '' OR profile = %(profile)s)
- ORDER BY id LIMIT %(size)s;
+SELECT a.* FROM (
+  SELECT id AS chosen FROM agent
+   WHERE id > %(after)s AND state = ANY(%(states)s::text[]) AND labels @> %(labels)s::jsonb
+     AND (%(profile)s = '' OR profile = %(profile)s)
+   ORDER BY id LIMIT %(size)s) AS page
+  JOIN agent_now a ON a.id = chosen
+ ORDER BY chosen;
 
 -- name: agent_list_of_crew
-SELECT * FROM agent_now
- WHERE crew = %(crew)s AND id > %(after)s AND state = ANY(%(states)s::text[])
-   AND labels @> %(labels)s::jsonb AND (%(profile)s = '' OR profile = %(profile)s)
- ORDER BY id LIMIT %(size)s;
+SELECT a.* FROM (
+  SELECT id AS chosen FROM agent
+   WHERE crew = %(crew)s AND id > %(after)s AND state = ANY(%(states)s::text[])
+     AND labels @> %(labels)s::jsonb AND (%(profile)s = '' OR profile = %(profile)s)
+   ORDER BY id LIMIT %(size)s) AS page
+  JOIN agent_now a ON a.id = chosen
+ ORDER BY chosen;
 
 -- name: registry_all
 SELECT m.mark::text AS mark, a.*

@@ -1,7 +1,13 @@
 -- Sessions, transactions, migrations.
 
+-- name: begin
+BEGIN;
+
 -- name: begin_snapshot
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+
+-- name: commit
+COMMIT;
 
 -- name: commit_asynchronously
 SET LOCAL synchronous_commit = off;

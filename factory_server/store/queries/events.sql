@@ -25,7 +25,7 @@ SELECT c.last_sequence AS head,
   FROM crew c WHERE c.id = %(crew)s;
 
 -- name: events_read_all
-SELECT crew, sequence, type, agent, data, time, xid::text AS xid, id FROM event
+SELECT crew, sequence, type, agent, data, time, xid::text AS written_by, id FROM event
  WHERE (xid, id) > (%(xid)s::text::xid8, %(id)s::bigint)
    AND xid < pg_snapshot_xmin(pg_current_snapshot())
    AND (%(seen)s::text = '' OR NOT pg_visible_in_snapshot(xid, nullif(%(seen)s::text, '')::pg_snapshot))

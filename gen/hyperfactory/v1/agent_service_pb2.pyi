@@ -184,6 +184,7 @@ class AssumeRequest(_message.Message):
     AUTHORITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """The agent's id."""
     uid: _builtins.str
@@ -200,6 +201,8 @@ class AssumeRequest(_message.Message):
     """Its DNS name, `<name>.crew-<id>.svc`."""
     group: _builtins.str
     """Its group."""
+    egress: _builtins.bool
+    """The crew may reach the outside: `egress.sock` in the peers directory is a CONNECT proxy."""
     @_builtins.property
     def spec(self) -> _types_pb2.ProfileSpec:
         """What the profile says, the member's env and skills merged in."""
@@ -236,10 +239,11 @@ class AssumeRequest(_message.Message):
         authority: _builtins.str = ...,
         state: Global___StateBlob | None = ...,
         group: _builtins.str = ...,
+        egress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "identity", b"identity", "roster", b"roster", "spec", b"spec", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "authority", b"authority", "bus", b"bus", "crew", b"crew", "generation", b"generation", "group", b"group", "identity", b"identity", "name", b"name", "profile", b"profile", "roster", b"roster", "spec", b"spec", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "authority", b"authority", "bus", b"bus", "crew", b"crew", "egress", b"egress", "generation", b"generation", "group", b"group", "identity", b"identity", "name", b"name", "profile", b"profile", "roster", b"roster", "spec", b"spec", "state", b"state", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

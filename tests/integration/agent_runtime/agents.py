@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,14 @@ class BreaksWhenMade(Agent):
 class BreaksAtStart(Agent):
     async def on_start(self, ctx: Context) -> None:
         raise RuntimeError("cannot start")
+
+
+class NeedsColour(Agent):
+    async def on_start(self, ctx: Context) -> None:
+        self.found = {"colour": os.environ["COLOUR"], "other": os.environ.get("OTHER")}
+
+    async def run_task(self, ctx: TaskContext, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.found
 
 
 class Recorder(Agent):
@@ -58,7 +67,7 @@ class Worker(Agent):
         self.state = b""
 
     async def run_task(self, ctx: TaskContext, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
-        match task_input.get("do"):
+        match "wait" if ctx.facts.config.get("wait") else task_input.get("do"):
             case "wait":
                 await ctx.progress(0.1, "waiting")
                 try:

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
-from tests.integration.agent_runtime.parts import World, run_task, until
+from tests.integration.agent_runtime.parts import World, plain, run_task, until
 from wire.channels import open_control_channel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,6 +25,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "GRPC_ENABL
 FORKS = """
 import os, sys
 import agent_runtime.boot
+agent_runtime.boot.warm()
 assert len(os.listdir("/proc/self/task")) == 1, "importing made a thread"
 child = os.fork()
 if child == 0:
@@ -138,3 +140,15 @@ async def test_a_successor_takes_the_sockets_place(world: World) -> None:
     async with started(world, "-m", "agent_runtime"):
         _, stub = await stub_of(world)
         await stub.Assume(await world.request("solo", generation=2), timeout=10)
+
+
+async def test_the_profiles_code_has_its_environment_from_the_start(world: World) -> None:
+    needs = {"entry_point": "tests.integration.agent_runtime.agents:NeedsColour"}
+    async with started(world, "-m", "agent_runtime"):
+        _, stub = await stub_of(world)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Assume(await world.request("solo", spec={**needs, "env": {"OTHER": "x"}}), timeout=10)
+        request = await world.request("solo", spec={**needs, "env": {"COLOUR": "blue"}})
+        await stub.Assume(request, timeout=10)
+        _, result = await run_task(stub, "t1", {})
+        assert plain(result.output) == {"colour": "blue", "other": None}

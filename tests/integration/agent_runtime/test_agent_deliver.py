@@ -187,3 +187,20 @@ async def test_keys_that_came_with_a_renewal_verify_new_tokens(world: World) -> 
     stub = await world.dial("solo", world.agent_identity("mate"))
     await stub.ListTools(pb.ListToolsRequest(), timeout=5)
     session.cancel()
+
+
+async def test_a_malformed_item_ends_the_session_with_its_reason(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = instance.channel.stream_stream("/hyperfactory.v1.AgentService/Deliver")()
+    await session.read()
+    await session.write(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await session.read()
+    assert (ended.value.code(), reason_of(ended.value)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MALFORMED_MESSAGE",
+    )
+    again = await attach(instance)
+    await again.write(signal("b1"))
+    assert len(await receipts(again, 1)) == 1
+    again.cancel()

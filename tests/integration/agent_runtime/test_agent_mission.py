@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from agent_runtime.profiles.reviewer import is_prime
+from agent_runtime.structs import to_struct
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import events_pb2
-from tests.integration.agent_runtime.parts import CREW, Instance, World, plain, run_task
+from tests.integration.agent_runtime.parts import CREW, Instance, World, plain, run_task, until
 
 PRIMES_BELOW_20000 = 2262
 MISSION = {"mission": "count primes", "numbers": 20_000}
@@ -63,6 +64,27 @@ async def test_without_a_reviewer_nobody_approves(bussed: World) -> None:
     _, result = await run_task(planner.stub, "m1", MISSION)
     output = plain(result.output)
     assert (output["primes"], output.get("approved")) == (PRIMES_BELOW_20000, None)
+
+
+async def test_a_coder_that_dies_at_its_work_is_succeeded(bussed: World) -> None:
+    """The planner asks the dead coder's successor as soon as it is wired; the review holds."""
+    dying = {"entry_point": "tests.integration.agent_runtime.agents:Worker"}
+    for name in ("coder-1", "coder-2", "reviewer", "planner"):
+        bussed.enlist(name, group=name.split("-")[0])
+    await bussed.agent("coder-1", group="coder", spec=entry("coder"))
+    doomed = await bussed.agent("coder-2", group="coder", spec=dying, config={"wait": True})
+    await bussed.agent("reviewer", group="reviewer", spec=entry("reviewer"))
+    planner = await bussed.agent("planner", group="planner", spec=entry("planner"))
+    request = pb.AgentServiceRunTaskRequest(task="m1", input=to_struct(MISSION))
+    coming = aiter(planner.stub.RunTask(request, timeout=30))
+    await anext(coming)
+    await until(lambda: len(doomed.runtime.agent().tasks))
+    await doomed.runtime.stop()
+    await bussed.agent("coder-2", group="coder", spec=entry("coder"), generation=2)
+    updates = [update async for update in coming]
+    output = plain(updates[-1].result.output)
+    assert (output["primes"], output["approved"]) == (PRIMES_BELOW_20000, True)
+    assert any("went away" in update.progress.message for update in updates)
 
 
 async def test_without_coders_the_mission_is_refused(bussed: World) -> None:

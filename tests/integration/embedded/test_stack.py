@@ -109,7 +109,7 @@ async def test_each_service_that_is_killed_comes_back(home: Path) -> None:
             before = pids(home)
             os.kill(before[name], signal.SIGKILL)
             async with asyncio.timeout(READY_WITHIN_S):
-                while pids(home).get(name) in (None, before[name]):  # noqa: ASYNC110 - other processes
+                while pids(home).get(name) in (None, before[name]):
                     await asyncio.sleep(0.05)
         assert set(pids(home)) == set(SERVICES)
 
@@ -117,7 +117,7 @@ async def test_each_service_that_is_killed_comes_back(home: Path) -> None:
 async def test_sigterm_while_it_starts_leaves_nothing(home: Path) -> None:
     async with serve(home) as process:
         async with asyncio.timeout(READY_WITHIN_S):
-            while not (home / "lock").exists():  # noqa: ASYNC110 - another process
+            while not (home / "lock").exists():
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), STOP_WITHIN_S)

@@ -49,7 +49,7 @@ def child(home: Path, code: str = CHILD, **limits: float) -> Service:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - other processes set no event of ours
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).parents[3]
 async def eventually(holds: Callable[[], Any], within_s: float = 15.0) -> Any:
     """Wait until the condition holds, and return what it gave."""
     async with asyncio.timeout(within_s):
-        while not (found := holds()):  # noqa: ASYNC110 - it waits for other processes
+        while not (found := holds()):
             await asyncio.sleep(0.005)
         return found
 
@@ -194,7 +194,7 @@ class GatewayProcess:
 
     async def figure_is(self, name: str, value: float) -> None:
         async with asyncio.timeout(15):
-            while await self.figure(name) != value:  # noqa: ASYNC110 - another process's figure
+            while await self.figure(name) != value:
                 await asyncio.sleep(0.005)
 
     def log(self) -> str:

@@ -101,6 +101,20 @@ async def test_agents_stay_reachable_while_the_factory_is_gone(stage: Stage) -> 
     assert (await stage.gateway.get("/readyz"))[0] == 200
 
 
+async def test_gateway_started_without_the_factory_knows_its_agents(stage: Stage) -> None:
+    agent, _ = await stage.ready_agent("coder-1")
+    await eventually(lambda: _remembers(stage, agent.id))
+    await stage.gateway.kill()
+    await stage.stop_factory()
+    await stage.gateway.start()
+    assert (await describe_retrying(stage.stub("coder-1"))).agent == agent.id
+    assert (await stage.gateway.get("/readyz"))[0] == 503
+    stage.registry.remove(agent)
+    await stage.start_factory()
+    await stage.gateway.ready()
+    await stage.gateway.figure_is("agents", 0)
+
+
 async def test_what_changed_while_the_factory_was_gone_is_made_up_for(stage: Stage) -> None:
     gone, _ = await stage.ready_agent("gone")
     kept, _ = await stage.ready_agent("kept")
@@ -139,7 +153,7 @@ async def test_port_that_was_taken_meanwhile_is_replaced(stage: Stage) -> None:
 async def test_broken_state_files_do_not_keep_the_gateway_down(stage: Stage, broken: bytes) -> None:
     await stage.ready_agent("coder-1")
     await stage.gateway.kill()
-    for name in ("ports.json", "document.json", "traefik.pid"):
+    for name in ("ports.json", "document.json", "routes.json", "traefik.pid"):
         (stage.home / "gw" / name).write_bytes(broken)
     os.kill(_child(stage), signal.SIGKILL)  # with its pidfile gone, nobody could find it again
     await stage.gateway.start()
@@ -177,15 +191,20 @@ async def test_no_agent_of_a_dissolved_crew_is_routed(stage: Stage) -> None:
     await stage.gateway.figure_is("agents", 0)
     await stage.gateway.figure_is("relayed_connections", 0)
     async with asyncio.timeout(10):
-        while (await stage.gateway.routes())["groups"]:  # noqa: ASYNC110 - another process's state
+        while (await stage.gateway.routes())["groups"]:
             await asyncio.sleep(0.01)
 
 
 async def _traefik(stage: Stage) -> int:
     async with asyncio.timeout(10):
-        while not (pid := int((await stage.gateway.routes())["traefik"]["pid"])):  # noqa: ASYNC110
+        while not (pid := int((await stage.gateway.routes())["traefik"]["pid"])):
             await asyncio.sleep(0.01)
         return pid
+
+
+def _remembers(stage: Stage, agent: str) -> bool:
+    file = stage.home / "gw" / "routes.json"
+    return file.exists() and agent in file.read_text()
 
 
 def _child(stage: Stage) -> int:

@@ -124,7 +124,7 @@ async def test_call_on_an_open_connection_to_a_group_without_members_is_unavaila
         agent.state = types_pb2.AGENT_STATE_DRAINING
         stage.registry.put(agent)
         async with asyncio.timeout(10):
-            while (await stage.gateway.routes())["groups"]:  # noqa: ASYNC110 - another process's state
+            while (await stage.gateway.routes())["groups"]:
                 await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await describe(stub)
@@ -140,7 +140,7 @@ async def test_group_is_gone_with_its_last_member(stage: Stage) -> None:
         await describe(stage.stub("coder"))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     async with asyncio.timeout(10):
-        while (await stage.gateway.routes())["groups"]:  # noqa: ASYNC110 - another process's state
+        while (await stage.gateway.routes())["groups"]:
             await asyncio.sleep(0.01)
     assert b"coder" not in (stage.home / "gw" / "document.json").read_bytes()
 
@@ -149,5 +149,5 @@ async def _all_members_routed(stage: Stage) -> None:
     """Wait until Traefik has a document with every member."""
     wanted = {agent_authority("coder", CREW): [agent_authority(name, CREW) for name in NAMES]}
     async with asyncio.timeout(10):
-        while (await stage.gateway.routes())["groups"] != wanted:  # noqa: ASYNC110 - another process's state
+        while (await stage.gateway.routes())["groups"] != wanted:
             await asyncio.sleep(0.01)

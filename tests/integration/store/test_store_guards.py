@@ -15,6 +15,7 @@ from factory_server.store.errors import CONSTRAINTS
 from factory_server.store.locked import lock_crew
 from factory_server.store.named import QUERIES, parse
 from factory_server.store.pool import Transaction
+from hyperfactory.v1 import events_pb2
 
 E, S = AgentEvent, AgentState
 
@@ -125,7 +126,7 @@ async def test_a_plan_from_stale_rows_is_refused_whole(
         await crew.take([step(agent, E.HEALTH_FAILED)])
         await crew.finish()
 
-    with pytest.raises(Stale):
+    with pytest.raises(Stale, match="another writer was first"):
         await store._db.run(body)
     after = await store.get_crew(agent.crew)
     assert after.last_sequence == before.last_sequence
@@ -171,6 +172,21 @@ async def test_a_claim_takes_as_many_as_it_asks_under_any_plan(store: PostgresSt
     assert (await store.get_pools())[0].ready == 49
 
 
+async def test_transactions_are_ordered_as_numbers(store: PostgresStore, postgres_url: str) -> None:
+    crew = await assemble(store)
+    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        await connection.execute("UPDATE event SET xid = (8 + sequence)::text::xid8")
+    seen, mark = [], ""
+    while True:
+        batch, mark = await store.read_all_events(mark, 1)
+        if not batch:
+            break
+        seen += [event.sequence for event in batch]
+    await store.append(crew.id, [events_pb2.Event()] * 2)
+    assert seen == list(range(1, crew.last_sequence + 1))
+    assert [event.sequence for event in (await store.read_all_events(mark, 9))[0]] == [3, 4]
+
+
 async def test_the_table_in_the_database_is_the_core_s(store: PostgresStore, postgres_url: str) -> None:
     async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
         await connection.execute("DELETE FROM agent_transition WHERE event = 'replace'")
@@ -203,7 +219,7 @@ async def test_every_constraint_has_a_meaning(store: PostgresStore, postgres_url
 async def test_every_query_is_one_that_postgres_understands(store: PostgresStore) -> None:
     async def body(transaction: Transaction) -> None:
         for number, (name, query) in enumerate(QUERIES.items()):
-            if name.startswith(("migration_", "begin_", "commit_")):
+            if name.startswith(("migration_", "begin", "commit")):
                 continue
             cursor = psycopg.AsyncCursor(transaction.connection)
             converted = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(cursor))

@@ -15,7 +15,8 @@ from factory_server.store.migrate import Migration, MigrationChangedError, load,
 
 async def ask(url: str, query: str) -> list[tuple[object, ...]]:
     async with await psycopg.AsyncConnection.connect(url) as connection:
-        return await (await connection.execute(query.encode())).fetchall()
+        cursor = await connection.execute(query.encode())
+        return await cursor.fetchall() if cursor.description else []
 
 
 async def test_factories_that_start_at_once_migrate_once(blank_postgres_url: str) -> None:
@@ -54,6 +55,23 @@ async def test_an_older_factory_opens_a_newer_database(blank_postgres_url: str) 
     await store.open()
     assert await store.get_pools() == []
     await store.close()
+
+
+async def test_an_older_factory_lives_through_a_newer_one_s_migration(
+    store: PostgresStore, postgres_url: str
+) -> None:
+    crew = await assemble(store)
+
+    async def read() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(12):
+                group.create_task(store.get_crew(crew.id))
+
+    await read()
+    await ask(postgres_url, "ALTER TABLE crew ADD COLUMN later integer")
+    await read()
+    await ask(postgres_url, "ALTER TABLE crew DROP COLUMN later")
+    assert (await store.disband(crew.id, None, "a", failed=False, reason="", message="", drain_s=0)).wish_gone
 
 
 def test_versions_are_numbered_without_holes() -> None:

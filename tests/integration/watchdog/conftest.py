@@ -232,7 +232,7 @@ def until() -> Callable[[Callable[[], object]], Any]:
 
     async def wait(condition: Callable[[], object]) -> None:
         async with asyncio.timeout(WAIT_MAX_S):
-            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+            while not condition():
                 await asyncio.sleep(0.01)
 
     return wait

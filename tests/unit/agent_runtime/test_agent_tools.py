@@ -156,7 +156,7 @@ def test_scope_decides_list_and_call(workspace: Path) -> None:
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - another process makes it true
+        while not condition():
             await asyncio.sleep(0.005)
 
 

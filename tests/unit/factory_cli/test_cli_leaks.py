@@ -49,6 +49,16 @@ async def test_what_is_owned_is_not_counted(home):
     assert (list(found.processes), list(found.files)) == ([], [])
 
 
+async def test_a_way_out_is_owned_by_a_live_crew(home):
+    (home / "s" / "egress").mkdir()
+    (home / "s" / "egress" / "c1.sock").touch()
+    seen = belongings._Host.see(home)
+    for live, count in (({"c1"}, 0), (set(), 1)):
+        found = belongings.Belongings(live_crews=live)
+        seen.judge(found)
+        assert len(found.files) == count
+
+
 def test_only_names_of_ended_crews_are_routes_too_many():
     body = json.dumps({"a": "coder.crew-c1.svc", "b": r"^coder\.crew-c2\.svc$", "c": r"crew-[a-z0-9-]+\.svc"})
     named = {match.decode() for match in belongings._CREW_NAME.findall(body.encode())}

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.opening import Opening
 from gateway.pipe import BUFFER_MAX_BYTES, Traffic
 from gateway.registry import Registry
-from gateway.relay import Limits, Opening, Relay
+from gateway.relay import Limits, Relay
 from hyperfactory.v1 import types_pb2
 from wire.errors import FactoryError
 
@@ -131,7 +132,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(WITHIN_S):
-        while not holds():  # noqa: ASYNC110 - the other side has no event to wait for
+        while not holds():
             await asyncio.sleep(0.002)
 
 

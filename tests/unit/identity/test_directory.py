@@ -109,8 +109,24 @@ def test_old_versions_are_swept(identities: IdentityDirectory, clock: Clock) -> 
         identities.renew()
         clock.now += timedelta(hours=13)
     home = identities.path("operator").parent
-    assert len(list((home / ".versions").iterdir())) == VERSIONS_KEPT * len(HOLDERS)
+    for holder in HOLDERS:
+        assert len(list((home / ".versions" / holder.who).iterdir())) == VERSIONS_KEPT + 1  # and the link
     assert {path.name for path in home.iterdir()} == {*EVERYBODY, ".versions"}
+
+
+def test_a_holders_directory_is_enough_by_itself(
+    identities: IdentityDirectory, clock: Clock, tmp_path: Path
+) -> None:
+    """A container is shown this directory only, at another path, and follows renewals."""
+    identities.renew()
+    inside = tmp_path / "identity"
+    inside.symlink_to(tmp_path / "pki" / ".versions" / "gateway")
+    for _ in range(2):
+        assert load_identity(inside / "current") == load_identity(identities.path("gateway"))
+        clock.now += timedelta(hours=13)
+        assert "gateway" in identities.renew()
+    links = [path for path in inside.resolve().iterdir() if path.is_symlink()]
+    assert [str(link.readlink().parent) for link in links] == ["."]
 
 
 async def test_the_loop_renews_and_outlives_a_failure(
@@ -127,11 +143,11 @@ async def test_the_loop_renews_and_outlives_a_failure(
     versions.write_text("no directory")
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(identities.run())
-        while "cannot renew identities" not in caplog.text:  # noqa: ASYNC110 - nobody tells
+        while "cannot renew identities" not in caplog.text:
             await asyncio.sleep(0.01)
         versions.unlink()
         aside.rename(versions)
         clock.now += timedelta(minutes=31)
-        while load_identity(identities.path("operator")).token == first:  # noqa: ASYNC110
+        while load_identity(identities.path("operator")).token == first:
             await asyncio.sleep(0.01)
         task.cancel()
