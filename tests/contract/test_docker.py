@@ -152,6 +152,11 @@ asyncio.run(main())
         made = {kept.instance, *(task.result().instance for task in making)}
         assert {sandbox.instance for sandbox in await other.list()} == made
         assert {sandbox.instance for sandbox in await rig.driver.list()} == made
+        late = await self.make(rig, "late-g1")
+        service = await other.publish("late-g1")
+        await other.wire("kept-g1", {"late.sock": service.removeprefix("unix://")})
+        assert (await ask(kept.control, {"do": "connect", "name": "late.sock"}))["error"] == ""
+        assert late in await other.list()
         async with exits_of(other) as one, exits_of(rig.driver) as two:
             await other.destroy("kept-g1")
             assert (await one("kept-g1")).instance == (await two("kept-g1")).instance == "kept-g1"

@@ -68,6 +68,7 @@ class DockerDriver:
         self._locks = Locks()
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
         self._tasks = asyncio.TaskGroup()
+        self._learning = asyncio.Lock()
         self._tenancy: directories.Tenancy | None = None
 
     # Life of the driver
@@ -78,6 +79,7 @@ class DockerDriver:
         await host.in_thread(host.files.where.make)
         host.info = await host.engine.open()
         arrivals = Arrivals()
+        arrivals.watch(host.files.where.sockets / "ctl", self._on_control)
         watch = Watch(
             host.engine.socket, host.factory, on_event=self._keeper.on_event, on_gap=self._keeper.reconcile
         )
@@ -103,6 +105,27 @@ class DockerDriver:
                 if one.instance not in host.roster:
                     group.create_task(self.destroy(one.instance))
         await host.in_thread(host.files.sweep, {stem(living.sandbox.instance) for living in host.roster})
+
+    def _on_control(self, name: str) -> None:
+        """Replicas of a factory share the directories: each may be given what another made, and must know it."""
+        if name.startswith(".") or self._is_known(name) or self._opened is None:
+            return
+        self._tasks.create_task(self._learn(name), name=f"docker-learn-{name}")
+
+    def _is_known(self, name: str) -> bool:
+        instances = [*(living.sandbox.instance for living in self._host.roster), *self._host.births]
+        return name.removesuffix(".sock") in map(stem, instances)
+
+    async def _learn(self, name: str) -> None:
+        async with self._learning:
+            try:
+                if not self._is_known(name):
+                    await self._keeper.reconcile()
+            except FactoryError as error:
+                log.warning(
+                    "a sandbox of another process is not known yet",
+                    extra={"action": "docker.learn", "error": str(error)},
+                )
 
     async def _nothing_to_renew(self) -> None:
         return
@@ -185,7 +208,7 @@ class DockerDriver:
 
     async def publish(self, instance: str) -> str:
         """Take the service socket over, and its directory away from the agent; no call to the engine."""
-        self._living(instance)
+        await self._find(instance)
         async with self._locks.alone(instance):
             seal = os.geteuid() == 0
             return await self._host.in_thread(self._host.files.publish, instance, seal)
@@ -195,7 +218,7 @@ class DockerDriver:
         for name in links:
             if not _LINK.fullmatch(name):
                 raise Invalid(f"cannot wire '{instance}': '{name}' is not a link name")
-        self._living(instance)
+        await self._find(instance)
         async with self._locks.alone(instance):
             missing = await self._host.in_thread(self._host.files.wire, instance, dict(links))
         if missing:
@@ -203,14 +226,14 @@ class DockerDriver:
 
     async def freeze(self, instance: str) -> None:
         """Stop every process of the instance."""
-        container = self._living(instance).sandbox.container_id
+        container = (await self._find(instance)).sandbox.container_id
         await self._host.engine.call(
             Lane.CHANGE, lambda c: containers.pause(c, container), what=f"freeze '{instance}'"
         )
 
     async def thaw(self, instance: str) -> None:
         """Let them run again."""
-        container = self._living(instance).sandbox.container_id
+        container = (await self._find(instance)).sandbox.container_id
         await self._host.engine.call(
             Lane.CHANGE, lambda c: containers.unpause(c, container), what=f"thaw '{instance}'"
         )
@@ -229,7 +252,7 @@ class DockerDriver:
 
     async def stats(self, instance: str) -> Usage:
         """Read the groups; no call to the engine."""
-        groups = self._living(instance).groups
+        groups = (await self._find(instance)).groups
         try:
             return Usage(*await self._host.in_thread(Cgroups((), "").usage, groups))
         except OSError as error:
@@ -248,8 +271,12 @@ class DockerDriver:
                 yield LogChunk(piece, position)
                 position += len(piece)
 
-    def _living(self, instance: str) -> Living:
+    async def _find(self, instance: str) -> Living:
+        """Whoever lives under this name; the engine is asked only about what another process has just made."""
         living = self._host.roster.get(instance)
+        if living is None and await self._host.in_thread(self._host.files.control(instance).is_socket):
+            await self._keeper.reconcile()
+            living = self._host.roster.get(instance)
         if living is None:
             raise NotFound(f"no sandbox '{instance}'", resource_type="sandbox", resource_name=instance)
         return living
