@@ -92,7 +92,8 @@ class DockerSuite(DriverSuite):
     async def make(self, rig: Any, name: str = "a-g1", **labels: str) -> Sandbox:
         return await rig.driver.create(SandboxSpec(name, labels=labels), deadline_s=MAKE_MAX_S)
 
-    async def test_a_killed_factory_leaves_instances_alive(self, rig: DockerRig) -> None:
+    @pytest.mark.parametrize("moment_s", [0.05, 0.3, 0.6])
+    async def test_a_killed_factory_leaves_instances_alive(self, rig: DockerRig, moment_s: float) -> None:
         """A whole other process makes one instance and half of another, and is killed; we adopt and sweep."""
         await rig.driver.terminate()
         source = f"""
@@ -105,9 +106,9 @@ async def main():
                           entry={ENTRY!r}, packages=("tests",))
     await driver.start()
     await driver.create(SandboxSpec("a-g1"), deadline_s={MAKE_MAX_S})
-    asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGKILL)
+    asyncio.get_running_loop().call_later({moment_s}, os.kill, os.getpid(), signal.SIGKILL)
     async with asyncio.TaskGroup() as group:
-        for number in range(3):
+        for number in range(8):
             group.create_task(driver.create(SandboxSpec(f"half{{number}}-g1"), deadline_s={MAKE_MAX_S}))
 
 asyncio.run(main())
@@ -120,10 +121,18 @@ asyncio.run(main())
         loop = asyncio.get_running_loop()
         started = loop.time()
         await rig.driver.start()
-        names = {sandbox.instance for sandbox in await rig.driver.list()}
         assert loop.time() - started < 5
-        assert "a-g1" in names
-        assert {item["Labels"][hardening.LABEL_INSTANCE] for item in rig.containers()} == names
+        for _ in range(2):  # at once, and after the engine has done what was asked of it before
+            names = {sandbox.instance for sandbox in await rig.driver.list()}
+            assert "a-g1" in names
+
+            async def agrees() -> bool:
+                there = {item["Labels"][hardening.LABEL_INSTANCE] for item in rig.containers()}
+                return there == {sandbox.instance for sandbox in await rig.driver.list()}
+
+            await until(agrees, what="every container is adopted or gone")
+            assert loop.time() - started < 5
+            await asyncio.sleep(0.5)
         found = next(s for s in await rig.driver.list() if s.instance == "a-g1")
         assert "pid" in await ask(found.control, {"do": "ping"})
         async with exits_of(rig.driver) as exit_of:
@@ -384,6 +393,8 @@ class TestRestartedEngine:
         await rig.close()
         await asyncio.to_thread(engines.stop, *self.WHERE)
 
+    # The SDK leaves a socket that could not connect to the garbage collector.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.timeout(120)
     async def test_a_killed_engine_comes_back(self, rig: DockerRig) -> None:
         """Its containers outlive it, and end when it starts again: told then, not before; and all goes on."""

@@ -34,6 +34,7 @@ log = logging.getLogger("factory.docker")
 
 IMAGES: Final = DEFAULT_IMAGE.partition(":")[0]
 START_MAX_S: Final = 5.0
+LATE_LOOKS_S: Final = (1.0, 2.0)
 PROBE_MAX_S: Final = 20.0
 _INSTANCE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _LINK: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -69,6 +70,7 @@ class DockerDriver:
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
         self._tasks = asyncio.TaskGroup()
         self._learning = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
         self._tenancy: directories.Tenancy | None = None
 
     # Life of the driver
@@ -96,6 +98,7 @@ class DockerDriver:
         found = await self._keeper.reconcile()
         if alone:  # or else what looks half-made may be another process's, which still makes it
             await self._sweep(found)
+            self._sweeping = self._tasks.create_task(self._sweep_late(tenancy), name="docker-sweep")
         await host.in_thread(tenancy.share)
 
     async def _sweep(self, found: Sequence[Found]) -> None:
@@ -105,6 +108,19 @@ class DockerDriver:
                 if one.instance not in host.roster:
                     group.create_task(self.destroy(one.instance))
         await host.in_thread(host.files.sweep, {stem(living.sandbox.instance) for living in host.roster})
+
+    async def _sweep_late(self, tenancy: directories.Tenancy) -> None:
+        """What the engine was still making for our predecessor when we first looked."""
+        for pause_s in LATE_LOOKS_S:
+            await asyncio.sleep(pause_s)
+            try:
+                if await self._host.in_thread(tenancy.alone):
+                    for instance in self._keeper.strays(await self._keeper.reconcile(), age_s=0.0):
+                        await self.destroy(instance)
+            except FactoryError as error:
+                log.warning("cannot sweep", extra={"action": "docker.sweep", "error": str(error)})
+            finally:
+                await self._host.in_thread(tenancy.share)
 
     def _on_control(self, name: str) -> None:
         """Replicas of a factory share the directories: each may be given what another made, and must know it."""
@@ -137,6 +153,8 @@ class DockerDriver:
             _, arrivals, watching = self._opened
             self._opened = None
             watching.cancel()
+            if self._sweeping is not None:
+                self._sweeping.cancel()
             await self._tasks.__aexit__(None, None, None)
             arrivals.close()
         if self._tenancy is not None:

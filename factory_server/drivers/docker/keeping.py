@@ -93,14 +93,14 @@ class Keeper:
             host.users[one.instance] = one.user
             await host.enrol(one.instance, one.id, int(state["Pid"]), one.labels)
 
-    def strays(self, found: Sequence[Found]) -> list[str]:
+    def strays(self, found: Sequence[Found], *, age_s: float = STRAY_AGE_S) -> list[str]:
         """Half-made instances that nobody makes any more."""
-        oldest = datetime.datetime.now(datetime.UTC).timestamp() - STRAY_AGE_S
+        oldest = datetime.datetime.now(datetime.UTC).timestamp() - age_s
         return [
             one.instance
             for one in found
             if one.state != "exited"  # whoever saw it end will destroy it, and may want its output until then
-            and one.created < oldest
+            and one.created <= oldest
             and not self._is_known(one.instance)
             and one.instance not in self._host.flights
         ]
