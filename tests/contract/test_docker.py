@@ -235,6 +235,21 @@ asyncio.run(main())
         assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
         assert all(int(line.split()[1], 16) == 0 for line in status.splitlines() if line.startswith("Cap"))
 
+    async def test_the_late_look_leaves_alone_what_is_being_made(
+        self, rig: DockerRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fifty looks instead of two, while instances are made, probed and destroyed."""
+        await rig.driver.close()
+        monkeypatch.setattr("factory_server.drivers.docker.driver.LATE_LOOKS_S", (0.02,) * 50)
+        rig.driver = rig.reopen()
+        await rig.driver.start()
+        async with asyncio.TaskGroup() as group:
+            probing = group.create_task(rig.driver.probe())
+            for number in range(3):
+                group.create_task(self.make(rig, f"n{number}-g1"))
+        assert probing.result().properties
+        assert len(await rig.driver.list()) == 3
+
     async def test_probe_finds_it_closed(self, rig: DockerRig) -> None:
         info = await rig.driver.probe()
         strong = {p.name for p in info.properties if p.enforcement is Enforcement.ENFORCED}

@@ -16,6 +16,7 @@ from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavaila
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
 from factory_server.drivers.docker import containers, directories, findings, hardening, output
 from factory_server.drivers.docker.arrivals import Arrivals
+from factory_server.drivers.docker.births import Birth
 from factory_server.drivers.docker.containers import Found
 from factory_server.drivers.docker.engine import DEFAULT_IMAGE, ConflictError, Engine, Lane, default_url
 from factory_server.drivers.docker.host import NAME, Host, factory_id
@@ -186,6 +187,7 @@ class DockerDriver:
         command = ["python", "-c", "import hf_probe; print(hf_probe.report())"]
         limits = Limits(pids_max=probe.PIDS_MAX, workspace_bytes=probe.WORKSPACE_BYTES)
         name = self._host.container(instance)
+        self._host.births[instance] = Birth(instance)  # so that nobody takes it for half-made
         try:
             spec = SandboxSpec(instance, limits=limits)
             body = await self._maker.body(spec, command, {"hf_probe.py": str(probe.__file__)})
@@ -197,6 +199,7 @@ class DockerDriver:
             raise Unavailable(f"cannot probe: {error}") from error
         finally:
             await self._maker.wipe(instance)
+            del self._host.births[instance]
         found = findings.properties(self._host.info, report, owns_files=os.geteuid() == 0)
         return DriverInfo(self.name, Tier.FULL, found)
 
