@@ -1,6 +1,6 @@
 # One word per thing one may want; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve test check gen bench chaos dockerd dockerd-stop agent-image clean
+.PHONY: help setup setup-dev demo serve test check gen release-contract bench chaos dockerd dockerd-stop agent-image clean
 HOME_DIR ?= $(or $(HYPERFACTORY_HOME),run)
 PY := .venv/bin/python
 
@@ -27,6 +27,9 @@ check: setup-dev ## format, lint, types, floors, contract, freshness of gen/ (a 
 
 gen: setup-dev ## regenerate gen/ from proto/
 	@scripts/gen.sh
+
+release-contract: setup-dev gen ## from here on `make check` holds the contract to what it is now
+	@cp gen/hyperfactory.binpb proto/released.binpb
 
 bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their floors
 	@PYTHONPATH=.:gen exec $(PY) -m bench $(ARGS)

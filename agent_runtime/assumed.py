@@ -30,7 +30,16 @@ from agent_runtime.signals import Inbox
 from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
 from agent_runtime.tools.registry import Outcome, Registry, Report, Tool, may_write
 from hyperfactory.v1 import agent_service_pb2 as pb
-from wire.errors import DeadlineExceeded, Denied, Exhausted, FactoryError, NotFound, Refused
+from wire.errors import (
+    DeadlineExceeded,
+    Denied,
+    Exhausted,
+    FactoryError,
+    FieldViolation,
+    Invalid,
+    NotFound,
+    Refused,
+)
 
 Pieces = AsyncGenerator[ChatPiece, None]
 
@@ -60,6 +69,10 @@ class AssumedAgent:
         self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX)
         self._chats = 0
         self._owner = TaskOwner()
+        self._draining = False
+        self._suspended: Blob | None = None
+        self._suspension = 0
+        """Counts suspensions and their ends: only the last one counts, and only until it is taken back."""
 
     async def start(self, state: Blob | None) -> None:
         """Restore the state, let the profile's code prepare, begin to handle signals."""
@@ -155,26 +168,45 @@ class AssumedAgent:
             else:
                 self.parts.context.memory.put(key, value)
 
-    async def suspend(self) -> Blob:
+    async def suspend(self, idle_for_s: float = 0.0) -> Blob:
         """The state, after which no new work is taken: what it would change, the blob would not hold."""
+        if self.inbox.busy and self._suspended is not None:
+            await self._take_back()  # whoever suspended it is gone, and a signal waits
         self._refuse_while_busy("suspend")
+        if (idle_s := self.gate.idle_s()) < idle_for_s:
+            why = f"cannot suspend: the agent was used {idle_s:.3f} s ago"
+            raise Refused(why, metadata={"state": "READY", "idle_s": f"{idle_s:.6f}"})
+        self._suspension += 1
+        mine = self._suspension
         self.gate.shut("it hibernates")
+        self.inbox.hold()
         try:
             extra = await self.parts.caller.call(self.parts.code.suspend)
             blob = pack(State(self.parts.context.memory.snapshot(), bytes(extra)))
         except BaseException:
-            self.gate.reopen()
+            if mine == self._suspension:
+                self._take_work()
             raise
-        self._owner.spawn(self._wake_up_alone(), "suspended")
+        if mine != self._suspension:
+            raise Refused("cannot suspend: it was taken back meanwhile", metadata={"state": "READY"})
+        self._suspended = blob
+        self._owner.spawn(self._wake_up_alone(mine), "suspended")
         return blob
 
-    async def resume(self, blob: Blob) -> None:
+    async def resume(self, blob: Blob | None) -> None:
+        """Take a state back, or without one work on with what is there."""
+        if blob is None:
+            await self._take_back()
+            return
         self._refuse_while_busy("resume")
         await self._restore(unpack(blob))
-        self.gate.reopen()
+        self._suspension += 1
+        self._suspended = None
+        self._take_work()
 
     async def drain(self, grace_s: float) -> int:
         """Refuse new work, wait for what runs; returns how much had to be abandoned."""
+        self._draining = True
         self.gate.shut("it drains")
         abandoned = await self.gate.wait_empty(grace_s)
         await self.tasks.close()
@@ -182,21 +214,45 @@ class AssumedAgent:
         return abandoned
 
     def _refuse_while_busy(self, verb: str) -> None:
-        if len(self.gate):
+        if len(self.gate) or self.inbox.busy:
             raise Refused(f"cannot {verb}: the agent is at work", metadata={"state": "BUSY"})
 
     async def _restore(self, state: State) -> None:
-        self.parts.context.memory.restore(state.memory)
-        if state.profile:
-            await self.parts.caller.call(self.parts.code.resume, state.profile)
+        """Raises Invalid about the state, whatever was wrong with it: another instance would fail as well."""
+        try:
+            self.parts.context.memory.restore(state.memory)
+            if state.profile:
+                await self.parts.caller.call(self.parts.code.resume, state.profile)
+        except (FactoryError, ValueError) as error:
+            violation = FieldViolation("state.data", "is not taken back")
+            raise Invalid(f"cannot take the state back: {error}", violations=[violation]) from error
 
-    async def _wake_up_alone(self) -> None:
+    async def _take_back(self) -> None:
+        """End a suspension: nothing has changed since, only the profile's code must know."""
+        self._suspension += 1
+        suspended, self._suspended = self._suspended, None
+        try:
+            if suspended is not None and (state := unpack(suspended).profile):
+                await self.parts.caller.call(self.parts.code.resume, state)
+        finally:
+            self._take_work()
+
+    def _take_work(self) -> None:
+        self.inbox.release()
+        if not self._draining:
+            self.gate.reopen()
+
+    async def _wake_up_alone(self, suspension: int) -> None:
         """Take work again if nobody ended the instance: its hibernation has failed elsewhere."""
         await asyncio.sleep(SUSPENDED_MAX_S)
-        self.gate.reopen()
+        if suspension == self._suspension:
+            await self._take_back()
 
     async def _on_signal(self, signal: str, payload: Mapping[str, Any]) -> None:
-        await self.parts.caller.call(self.parts.code.on_signal, signal, payload)
+        try:
+            await self.parts.caller.call(self.parts.code.on_signal, signal, payload)
+        finally:
+            self.gate.touch()
 
     def _writer(self, scopes: frozenset[str]) -> bool:
         """Both must reach: the caller's scope, and the one of our own identity."""

@@ -45,8 +45,10 @@ class Memory:
 
     def put(self, key: str, value: Any) -> None:
         """Remember a JSON value. `Exhausted` when it, the number of keys or the whole is too large."""
+        self._put_text(key, _encode(value))
+
+    def _put_text(self, key: str, text: str) -> None:
         _check_key(key)
-        text = _encode(value)
         size_bytes = len(text.encode())
         if size_bytes > VALUE_MAX_BYTES:
             raise Exhausted(f"cannot remember {size_bytes} bytes under one key", quota="memory value bytes")
@@ -70,10 +72,10 @@ class Memory:
         return json.dumps(self._values, separators=(",", ":")).encode()
 
     def restore(self, snapshot: bytes) -> None:
-        """Replace everything by a snapshot."""
+        """Replace everything by a snapshot, whose values were checked when they were put."""
         fresh = Memory()
         for key, text in json.loads(snapshot).items():
-            fresh.put(key, json.loads(text))
+            fresh._put_text(key, text)
         self._values, self._size_bytes = fresh._values, fresh._size_bytes
 
 

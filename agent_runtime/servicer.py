@@ -105,8 +105,14 @@ class AgentServicer(rpc.AgentServiceServicer):
                 yield translate.chat_response(piece)
 
     async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:  # noqa: N802
-        tools = self._instance.agent().visible_tools(_scopes())
+        tools = self._used().visible_tools(_scopes())
         return pb.ListToolsResponse(tools=[translate.tool(tool) for tool in tools])
+
+    def _used(self) -> AssumedAgent:
+        """The agent, which is not idle now: somebody reads from it without passing its gate."""
+        agent = self._instance.agent()
+        agent.gate.touch()
+        return agent
 
     async def CallTool(  # noqa: N802
         self, request: pb.CallToolRequest, context: Any
@@ -123,7 +129,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         return pb.PutMemoryResponse()
 
     async def GetMemory(self, request: pb.GetMemoryRequest, context: Any) -> pb.GetMemoryResponse:  # noqa: N802
-        memory = self._instance.agent().parts.context.memory
+        memory = self._used().parts.context.memory
         if request.key not in memory:
             raise NotFound(
                 f"nothing is remembered under '{request.key}'",
@@ -133,10 +139,12 @@ class AgentServicer(rpc.AgentServiceServicer):
         return pb.GetMemoryResponse(value=to_value(memory.get(request.key)))
 
     async def Suspend(self, request: pb.SuspendRequest, context: Any) -> pb.SuspendResponse:  # noqa: N802
-        return pb.SuspendResponse(state=translate.state(await self._instance.agent().suspend()))
+        idle_for_s = request.idle_for.ToNanoseconds() / 1e9
+        return pb.SuspendResponse(state=translate.state(await self._instance.agent().suspend(idle_for_s)))
 
     async def Resume(self, request: pb.ResumeRequest, context: Any) -> pb.ResumeResponse:  # noqa: N802
-        await self._instance.agent().resume(translate.blob(request.state))
+        state = translate.blob(request.state) if request.HasField("state") else None
+        await self._instance.agent().resume(state)
         return pb.ResumeResponse()
 
     async def SearchMemory(  # noqa: N802

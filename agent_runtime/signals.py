@@ -33,6 +33,22 @@ class Inbox:
         self._outbox: deque[pb.SignalReceipt] = deque(maxlen=SIGNALS_REMEMBERED_MAX)
         self._session = 0
         self._news = asyncio.Event()
+        self._handling = False
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a signal is in work, or its receipt has not left yet."""
+        return self._handling or bool(self._queue) or bool(self._outbox)
+
+    def hold(self) -> None:
+        """Let signals wait: what they would change is not to change now."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Handle what waits."""
+        self._open.set()
 
     def accept(self, delivery: pb.SignalDelivery) -> None:
         """Queue a signal, or answer a repeat from memory."""
@@ -59,8 +75,13 @@ class Inbox:
             await self._work.wait()
             self._work.clear()
             while self._queue:
+                await self._open.wait()
                 delivery = self._queue.popleft()
-                self._settle(delivery.broadcast, await _handle(handle, delivery))
+                self._handling = True
+                try:
+                    self._settle(delivery.broadcast, await _handle(handle, delivery))
+                finally:
+                    self._handling = False
                 await asyncio.sleep(0)  # a burst of quick handlers must not hold up health
 
     def _settle(self, broadcast: str, error: FactoryError | None) -> None:

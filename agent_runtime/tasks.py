@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Gate:
         self._shut_because = ""
         self._empty = asyncio.Event()
         self._empty.set()
+        self._used_at_s = time.monotonic()
 
     def __len__(self) -> int:
         return self._inside
@@ -53,6 +55,14 @@ class Gate:
     @property
     def open(self) -> bool:
         return not self._shut_because
+
+    def touch(self) -> None:
+        """Something was wanted of the agent now."""
+        self._used_at_s = time.monotonic()
+
+    def idle_s(self) -> float:
+        """For how long nothing has been wanted; 0 while something is at work."""
+        return 0.0 if self._inside else time.monotonic() - self._used_at_s
 
     def shut(self, because: str) -> None:
         self._shut_because = because
@@ -71,6 +81,7 @@ class Gate:
             yield
         finally:
             self._inside -= 1
+            self.touch()
             if not self._inside:
                 self._empty.set()
 

@@ -150,7 +150,7 @@ class Factory:
         )
         servicers = Servicers(
             CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard
-            FactoryServicer(registry, facts),  # type: ignore[abstract]  # planned methods likewise
+            FactoryServicer(registry, facts),
             ProfileServicer(self.parts, codec),
             self.health,
         )
@@ -184,7 +184,9 @@ async def open_parts(
         owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
         try:
-            yield Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress), store
+            doorsteps = str(places(settings.home / "sandboxes").sockets / "doorsteps")
+            parts = Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress, doorsteps=doorsteps)
+            yield parts, store
         finally:
             await bus.close()
     finally:

@@ -26,7 +26,8 @@ def main() -> None:
     uvloop.run(_serve(_options()))
 
 
-def _options() -> Options:
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(prog="gateway", description="One port for the factory and every agent.")
     parser.add_argument("--factory", required=True, help="the factory's host:port")
     parser.add_argument("--identity", required=True, type=Path, help="directory of the gateway's identity")
@@ -38,7 +39,11 @@ def _options() -> Options:
     parser.add_argument(
         "--hello-s", type=float, default=HELLO_S, help="how long a client may say nothing at first"
     )
-    given = parser.parse_args()
+    return parser
+
+
+def _options() -> Options:
+    given = parser().parse_args()
     return Options(
         factory=given.factory,
         identity=given.identity,

@@ -19,6 +19,11 @@ from wire.metrics import serve_metrics
 
 
 def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    return parser().parse_args(words)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(prog="watchdog", description=__doc__)
     parser.add_argument("--factory", required=True, help="the factory's gRPC target, as 127.0.0.1:7443")
     parser.add_argument(
@@ -29,7 +34,7 @@ def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--interval", type=_interval, default=INTERVAL_DEFAULT_S, help="seconds, where a profile names none"
     )
     parser.add_argument("--shard", type=shard, default="0/1", help="i/n: the i-th (from 0) of n watchdogs")
-    return parser.parse_args(words)
+    return parser
 
 
 def _interval(text: str) -> float:

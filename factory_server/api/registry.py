@@ -13,7 +13,7 @@ from factory_server.api.encode import Encoder
 from factory_server.core import filters
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import Refused
-from factory_server.services import agents, health, pool
+from factory_server.services import agents, health, hibernate, pool, wake
 from factory_server.services.disband import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
@@ -73,6 +73,16 @@ class RegistryMethods:
                 synced=change.synced,
                 draining=change.draining,
             )
+
+    async def HibernateAgent(
+        self, request: pb.HibernateAgentRequest, context: Any
+    ) -> pb.HibernateAgentResponse:
+        row = await hibernate.hibernate(self._u.parts, self._u.reconciler, request, actor())
+        return pb.HibernateAgentResponse(agent=self._u.encoder.agent(row))
+
+    async def WakeAgent(self, request: pb.WakeAgentRequest, context: Any) -> pb.WakeAgentResponse:
+        row = await wake.wake(self._u.parts, self._u.reconciler, request, actor())
+        return pb.WakeAgentResponse(agent=self._u.encoder.agent(row))
 
     async def RetryAgent(self, request: pb.RetryAgentRequest, context: Any) -> pb.RetryAgentResponse:
         row = await agents.retry(self._u.parts, self._u.reconciler, request, actor())

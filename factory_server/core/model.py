@@ -187,6 +187,16 @@ class SandboxFact:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRow:
+    """What hibernation kept of an agent: the state of that generation's instance, in the runtime's encoding."""
+
+    generation: int
+    data: bytes
+    sha256: str
+    """In hex, as the instance gave it."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What became of a step: the row after it, or None where another writer was first."""
 

@@ -138,6 +138,27 @@ class CrewStore(Protocol):
     async def retry_agent(self, agent: str, request: model.RequestKey | None, actor: str) -> model.AgentRow:
         """`retry` on a FAILED agent; clears its budget. Refused (WRONG_STATE)."""
 
+    async def hibernate(
+        self,
+        crew: str,
+        step: model.Step,
+        moved_at: datetime,
+        state: model.StateRow,
+        request: model.RequestKey | None,
+    ) -> model.Stepped:
+        """Carry out a `ttl_expired` step and store the agent's state with it, in one transaction; the stored bytes
+        are read back and compared by checksum before the instance is given up. The step loses, and nothing is
+        stored, where the agent has moved since `moved_at` (its state would be older than its last work) or has
+        pending signals. Unavailable where what was stored is not what was given."""
+
+    async def wake_agent(self, agent: str, request: model.RequestKey | None, actor: str) -> model.AgentRow:
+        """`wake` on a HIBERNATING agent; one that lives is returned as it is. Refused (WRONG_STATE) for one that
+        ends, has ended or was given up."""
+
+    async def saved_state(self, agent: str) -> model.StateRow | None:
+        """The newest state of an agent. States older than a generation are dropped when it becomes READY
+        (`health_ok`), all of them with `drained`."""
+
     async def lease_crews(self, owner: str, *, lease_s: float, limit: int) -> Sequence[str]:
         """Take (or prolong) the reconciler's lease on crews that are not settled or due, SKIP LOCKED; their ids.
 
@@ -150,6 +171,12 @@ class CrewStore(Protocol):
 
     async def release_instance(self, instance: str) -> None:
         """Mark an instance DYING, from whatever state. Idempotent; unknown ids are fine."""
+
+    async def release_instances(self, instances: Sequence[str]) -> None:
+        """`release_instance` for many in one transaction."""
+
+    async def forget_instances(self, instances: Sequence[str]) -> None:
+        """`forget_instance` for many in one transaction."""
 
     async def dying_instances(self, limit: int) -> Sequence[model.InstanceRow]:
         """Instances that must be destroyed."""
@@ -422,6 +449,9 @@ class Identities(Protocol):
 class Line(Protocol):
     """The factory's line to one instance, over its control socket. Raises Unavailable where it is silent."""
 
+    async def greet(self, *, deadline_s: float) -> None:
+        """Hear the instance answer, whatever it says."""
+
     async def assume(
         self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
     ) -> agent_service_pb2.AssumeResponse:
@@ -438,6 +468,13 @@ class Line(Protocol):
         self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
         """Run a task; progress, then the result."""
+
+    async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
+        """The agent's state; from then on it takes no work, and signals wait. Refused where it is at work or was
+        used within `idle_for_s` (metadata `idle_s`)."""
+
+    async def take_back(self, *, deadline_s: float) -> None:
+        """Undo `suspend`: the agent works on. Without a suspension nothing happens."""
 
     async def drain(self, *, grace_s: float) -> None:
         """Let tasks end, up to the grace."""

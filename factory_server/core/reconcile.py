@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from factory_server.core.lifecycle import AgentState, CrewState
-from factory_server.core.model import AgentRow, CrewRow
+from factory_server.core.model import AgentRow, CrewRow, InstanceState
 from hyperfactory.v1 import crew_service_pb2
 
 READY_TIMEOUT_S = 30.0
@@ -16,6 +16,10 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 30.0
 BUDGET_WINDOW_S = 600.0
 """Replacements are counted within 10 minutes (design, crash loops)."""
+
+
+RESTING = (CrewState.READY, CrewState.DEGRADED)
+"""Crews whose members may hibernate: neither being made nor on their way out."""
 
 
 class Job(StrEnum):
@@ -30,6 +34,7 @@ class Job(StrEnum):
     GIVE_UP = "give_up"
     DISBAND = "disband"
     DRAIN = "drain"
+    HIBERNATE = "hibernate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,14 @@ def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
     match agent.state:
         case AgentState.PROVISIONING:
             return _provision(agent, crew, now)
+        case AgentState.WARMING if _wished(agent):
+            return Decision(Job.CREATE, due=agent.not_before)
         case AgentState.WARMING:
             return _warm(agent, crew, now)
         case AgentState.BUSY if agent.lease_until is not None and agent.lease_until <= now:
             return Decision(Job.RELEASE, reason="LeaseExpired", message="the task's lease ran out")
+        case AgentState.READY if _rests(agent, crew, now):
+            return Decision(Job.HIBERNATE, reason="Idle", message="idle longer than its profile's ttl")
         case AgentState.READY | AgentState.BUSY:
             return Decision(Job.ATTEND)
         case AgentState.UNHEALTHY:
@@ -59,6 +68,34 @@ def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
             return Decision(Job.DRAIN)
         case AgentState.HIBERNATING | AgentState.STOPPED | AgentState.FAILED:
             return Decision(Job.NONE)
+
+
+def _wished(agent: AgentRow) -> bool:
+    """Woken while no warm instance was there: WARMING, and its own is still to be made."""
+    return agent.instance is not None and agent.instance.state is InstanceState.STARTING
+
+
+def _rests(agent: AgentRow, crew: CrewRow, now: datetime) -> bool:
+    """At `now == deadline` it has been idle for long enough."""
+    until = idle_until(agent)
+    return crew.state in RESTING and until is not None and until <= now
+
+
+def idle_until(agent: AgentRow) -> datetime | None:
+    """When a READY agent may hibernate at the earliest; None: never, or not from here.
+
+    A READY agent moved last when it became READY: woken, or at the end of a task or lease. Signals and calls
+    move nothing: of those its instance knows, and refuses to be suspended before it was idle for the ttl.
+    """
+    if agent.state is not AgentState.READY or not agent.spec.HasField("idle_ttl"):
+        return None
+    return agent.updated_at + agent.spec.idle_ttl.ToTimedelta()
+
+
+def rests_at(agent: AgentRow, now: datetime) -> datetime | None:
+    """When to look whether the agent may hibernate, if that is still to come."""
+    until = idle_until(agent)
+    return until if until is not None and until > now else None
 
 
 def _provision(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
@@ -93,6 +130,11 @@ def _heal(agent: AgentRow, crew: CrewRow) -> Decision:
             message=f"{spent} replacements within 10 min; last: {agent.message}",
         )
     return Decision(Job.REPLACE, due=agent.updated_at + timedelta(seconds=backoff_s(spent)))
+
+
+def given_up(agent: AgentRow, crew: CrewRow | None, now: datetime) -> bool:
+    """Whether an agent that cannot be made has used up its time."""
+    return crew is not None and decide(agent, crew, now).job is Job.GIVE_UP
 
 
 def replacements_now(agent: AgentRow, at: datetime) -> int:

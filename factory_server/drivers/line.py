@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from factory_server.core.errors import Unavailable
 from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
@@ -34,6 +35,12 @@ class GrpcLine:
         )
         self._session: Any = None
         self._writing = asyncio.Lock()
+
+    async def greet(self, *, deadline_s: float) -> None:
+        """See the port."""
+        check = health_pb2_grpc.HealthStub(self._channel).Check
+        with _spoken():
+            await check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
 
     async def assume(
         self, request: agent_service_pb2.AssumeRequest, *, deadline_s: float
@@ -85,6 +92,19 @@ class GrpcLine:
                 yield update
         finally:
             call.cancel()
+
+    async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
+        """See the port."""
+        request = agent_service_pb2.SuspendRequest()
+        if idle_for_s > 0:
+            request.idle_for.FromNanoseconds(int(idle_for_s * 1e9))
+        with _spoken():
+            return (await self._stub.Suspend(request, timeout=deadline_s)).state
+
+    async def take_back(self, *, deadline_s: float) -> None:
+        """See the port."""
+        with _spoken():
+            await self._stub.Resume(agent_service_pb2.ResumeRequest(), timeout=deadline_s)
 
     async def drain(self, *, grace_s: float) -> None:
         """See the port."""

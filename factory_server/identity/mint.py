@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ AGENT_TOKEN_TTL_S: Final = 300.0
 OPERATOR_TOKEN_TTL_S: Final = 3600.0
 KEY: Final = "key.pem"
 KEYS_KEPT: Final = 2
+LIST_AGAIN_S: Final = 1.0
+"""How soon a key that another process added is used and shown."""
 
 
 class TokenMint:
@@ -30,6 +33,8 @@ class TokenMint:
         self._directory = directory
         self._now = now
         self._loaded: dict[str, ed25519.Ed25519PrivateKey] = {}
+        self._listed: list[str] = []
+        self._list_again_at = 0.0
 
     @classmethod
     def open(cls, directory: Path, *, now: Callable[[], float] = wall_clock) -> TokenMint:
@@ -90,9 +95,14 @@ class TokenMint:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         publish(self._directory / f"k{number:06d}", {KEY: pem})
+        self._list_again_at = 0.0
 
     def _names(self) -> list[str]:
-        return sorted(path.name for path in self._directory.glob("k[0-9]*"))
+        now = time.monotonic()
+        if now >= self._list_again_at:
+            self._listed = sorted(path.name for path in self._directory.glob("k[0-9]*"))
+            self._list_again_at = now + LIST_AGAIN_S if self._listed else 0.0
+        return self._listed
 
     def _key(self, name: str) -> ed25519.Ed25519PrivateKey:
         if name not in self._loaded:

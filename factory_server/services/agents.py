@@ -63,7 +63,7 @@ async def _spawn_solo(
     recorded = await parts.store.assemble(solo, key, actor, parts.owner, lease_s=LEASE_S)
     if not recorded.replayed:
         reconciler.adopt(recorded.crew)
-    crew = await wait_assembled(parts, recorded.crew.id)
+    crew = await wait_assembled(parts, reconciler, recorded.crew.id)
     return crew.agents[0]
 
 

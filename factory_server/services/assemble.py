@@ -48,7 +48,7 @@ async def assemble(
         reconciler.adopt(recorded.crew)
     assembly.crew = recorded.crew
     if request.wait != crew_service_pb2.WAIT_FOR_ACCEPTED:
-        assembly.crew = await wait_assembled(parts, recorded.crew.id)
+        assembly.crew = await wait_assembled(parts, reconciler, recorded.crew.id)
         keeper = reconciler.keeper(recorded.crew.id)
         if keeper is not None:
             assembly.members = {agent: list(p.spent) for agent, p in keeper.phases.items()}
@@ -65,10 +65,13 @@ async def _plan(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.
     return manifests.plan_crew(manifest, profiles, parts.new_id)
 
 
-async def wait_assembled(parts: Parts, crew_id: str) -> model.CrewRow:
+async def wait_assembled(parts: Parts, reconciler: Reconciler, crew_id: str) -> model.CrewRow:
     """The crew once it is no longer being assembled. Refused (ASSEMBLY_FAILED) when it was taken back."""
     with parts.hub.subscribe(crew_id) as rings:
         while True:
+            while reconciler.assembling(crew_id):
+                if not await rings.wait(LOOK_AGAIN_S):
+                    break
             crew = await parts.store.get_crew(crew_id)
             match crew.state:
                 case CrewState.FAILED:

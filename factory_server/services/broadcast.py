@@ -17,6 +17,7 @@ from factory_server.services.disband import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.wake import wake_members
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2, types_pb2
 
 log = logging.getLogger("factory.broadcast")
@@ -24,6 +25,7 @@ log = logging.getLogger("factory.broadcast")
 PAYLOAD_BYTES_MAX = 64 * 1024
 TTL_S = 30.0
 FLUSH_MAX = 500
+GATHER_S = 0.003
 QUEUE_MAX = 50_000
 LOOK_AGAIN_S = 1.0
 RECORD_AGAIN_S = 0.2
@@ -55,6 +57,7 @@ class Broadcasts:
         self._parts = parts
         self._sessions = sessions
         self._open: dict[str, model.BroadcastRow] = {}
+        self._awaited: dict[str, int] = {}
         self._queue: asyncio.Queue[model.ReceiptRow] = asyncio.Queue(QUEUE_MAX)
         sessions.on_attached.append(self._redeliver)
         sessions.on_receipts = self._receive
@@ -89,7 +92,18 @@ class Broadcasts:
         if not joined:
             self._open[row.id] = row
             await self._fan_out(row, [a.id for a in targets])
+            await self._wake_sleepers(crew.id, targets)
         return row, joined
+
+    async def _wake_sleepers(self, crew: str, targets: Sequence[model.AgentRow]) -> None:
+        """Who hibernates gets the signal when awake. Looked at anew: since the signal is recorded nobody falls
+        asleep over it, but somebody may have done so just before."""
+        may_sleep = {
+            a.id for a in targets if a.state is AgentState.HIBERNATING or a.spec.HasField("idle_ttl")
+        }
+        if may_sleep:
+            members = (await self._parts.store.get_crew(crew)).agents
+            await wake_members(self._parts, crew, [a for a in members if a.id in may_sleep], "Signal")
 
     async def watch(self, broadcast: str, after: int) -> AsyncIterator[Progress]:
         """Receipts as they become final, in their order; ends with the broadcast."""
@@ -114,11 +128,11 @@ class Broadcasts:
 
     async def _fan_out(self, row: model.BroadcastRow, agents: Sequence[str]) -> None:
         item = _delivery(row)
+        sessions = [s for s in map(self._sessions.get, agents) if s is not None]
+        self._awaited[row.id] = len(sessions)
         async with asyncio.TaskGroup() as group:
-            for agent in agents:
-                session = self._sessions.get(agent)
-                if session is not None:
-                    group.create_task(session.send(item), name=f"signal {agent}")
+            for session in sessions:
+                group.create_task(session.send(item), name=f"signal {session.agent}")
 
     async def _redeliver(self, session: Session) -> None:
         """A session stands again: what its agent has not answered is sent (again)."""
@@ -144,6 +158,8 @@ class Broadcasts:
                 latency_s=max((now - started).total_seconds(), 0.0),
                 error=receipt.error.SerializeToString() if receipt.HasField("error") else b"",
             )
+            if receipt.broadcast in self._awaited:
+                self._awaited[receipt.broadcast] -= 1
             await self._queue.put(final)
 
     async def run(self) -> None:
@@ -152,9 +168,23 @@ class Broadcasts:
             group.create_task(self._expire(), name="broadcast expiry")
             while True:
                 batch = [await self._queue.get()]
-                while len(batch) < FLUSH_MAX and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
+                await self._gather(batch)
                 await self._record(batch)
+
+    async def _gather(self, batch: list[model.ReceiptRow]) -> None:
+        """Take what has come, and wait a moment for what is still awaited: a commit costs more than that."""
+        until = asyncio.get_running_loop().time() + GATHER_S
+        while len(batch) < FLUSH_MAX:
+            if not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            elif not any(self._awaited.get(receipt.broadcast) for receipt in batch):
+                return
+            else:
+                try:
+                    async with asyncio.timeout_at(until):
+                        batch.append(await self._queue.get())
+                except TimeoutError:
+                    return
 
     async def _record(self, batch: Sequence[model.ReceiptRow]) -> None:
         by_broadcast: defaultdict[str, list[model.ReceiptRow]] = defaultdict(list)
@@ -188,6 +218,7 @@ class Broadcasts:
     def _close(self, row: model.BroadcastRow) -> None:
         """Its last receipt is final."""
         del self._open[row.id]
+        self._awaited.pop(row.id, None)
         self._parts.measures.broadcast_s.observe((self._parts.now() - row.created_at).total_seconds())
 
     async def settle(self, crew: str) -> None:
@@ -195,11 +226,14 @@ class Broadcasts:
         rows = await self._parts.store.pending_receipts(crew)
         if not rows:
             return
-        states = {a.id: a.state for a in (await self._parts.store.get_crew(crew)).agents}
+        agents = (await self._parts.store.get_crew(crew)).agents
+        states = {a.id: a.state for a in agents}
         now = self._parts.now()
         for row, pending in rows:
             self._open.setdefault(row.id, row)
             expired = now >= row.expires_at
+            wanted = set() if expired else {receipt.agent for receipt in pending}
+            await wake_members(self._parts, crew, [a for a in agents if a.id in wanted], "Signal")
             latency_s = (now - row.created_at).total_seconds()
             ended: list[model.ReceiptRow] = []
             for receipt in pending:

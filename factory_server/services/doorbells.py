@@ -27,7 +27,10 @@ class Doorbells:
 
     def committed(self, crews: list[str], agents: bool) -> None:
         """A commit of this process changed these crews (and agents)."""
-        ring_here(self._parts.hub, self._reconciler, crews, agents)
+        ring_here(self._parts.hub, crews, agents)
+        if agents:
+            for crew in crews:
+                self._reconciler.nudge(crew)
         if len(self._pending) < PENDING_MAX:
             self._pending.update(crews)
             self._wake.set()
@@ -52,14 +55,15 @@ class Doorbells:
         async for topic in self._parts.bus.doorbells():
             owner, *crews = topic.split(" ")
             if owner != self._parts.owner:
-                ring_here(self._parts.hub, self._reconciler, crews, True)
+                ring_here(self._parts.hub, crews, True)
+                for crew in crews:
+                    self._reconciler.kick(crew)
 
 
-def ring_here(hub: Hub, reconciler: Reconciler, crews: list[str], agents: bool) -> None:
+def ring_here(hub: Hub, crews: list[str], agents: bool) -> None:
     """Wake who waits in this process."""
     for crew in crews:
         hub.ring(crew)
-        reconciler.kick(crew)
     if crews:
         hub.ring(ALL)
     if agents:

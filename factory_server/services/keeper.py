@@ -16,9 +16,10 @@ from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
-from factory_server.services import provision, teardown
+from factory_server.services import hibernation, provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
+from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.provision import ACTOR, Phases
 from factory_server.services.sessions import Session, Sessions
@@ -42,6 +43,7 @@ class Keeper:
         self.crew_id = crew
         self._parts = parts
         self._sessions = sessions
+        self._hibernation = hibernation.Hibernation(parts, sessions)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self._committed)
@@ -49,12 +51,15 @@ class Keeper:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._agents: dict[str, model.AgentRow] = {}
         self._crew: model.CrewRow | None = None
+        self.state: CrewState | None = None
+        self._state_at = 0
         self._retry_at: dict[str, tuple[Job, datetime]] = {}
         self._attempts: dict[str, int] = {}
         self._fresh: dict[str, model.AgentRow] = {}
         self._taken_away: set[str] = set()
         self._assuming: set[str] = set()
         self._given: model.CrewRow | None = None
+        self._recorded_now = False
         self._bus_incarnation = incarnation
         self._settle_at = 0.0
         self._prepared = False
@@ -69,9 +74,16 @@ class Keeper:
         """Look now."""
         self._wake.set()
 
+    def nudge(self) -> None:
+        """Agents changed here. While each of them is being worked on, the end of that work is the time to look."""
+        if self.state is not CrewState.ASSEMBLING or not self._agents.keys() <= self._jobs.keys():
+            self.kick()
+
     def begin_with(self, crew: model.CrewRow) -> None:
-        """Start from rows that were just read."""
+        """Start from rows that were just recorded: there is no work, signal or context of theirs to settle yet."""
         self._given = crew
+        self._recorded_now = True
+        self._settle_at = time.monotonic() + LOOK_AGAIN_S
 
     def agent_of(self, instance: str) -> model.AgentRow | None:
         """Whose present instance this is."""
@@ -105,6 +117,9 @@ class Keeper:
 
     async def lost(self, agent: model.AgentRow, reason: str, message: str, actor: str = ACTOR) -> None:
         """The agent's instance is dead or condemned: say so and, where allowed, replace it at once."""
+        present = self._agents.get(agent.id)
+        if present is not None and present.state is AgentState.DRAINING:
+            return  # it is being taken away
         failed = model.Step(
             agent.id, agent.generation, LOST_FROM, AgentEvent.HEALTH_FAILED, actor, reason, message
         )
@@ -135,6 +150,7 @@ class Keeper:
                         return
                     await self._pause(pause_s)
             finally:
+                self._wiring.close()
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()
@@ -167,6 +183,8 @@ class Keeper:
             await self._prepare_if_possible(crew)
         if await self._end_if_due(crew):
             return 0.0
+        for agent in self._hibernation.left_behind(self._agents.values()):
+            await self._fence(agent)
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
@@ -177,12 +195,18 @@ class Keeper:
         """Take over what was read, but for rows that were committed while it was being read."""
         agents = [newer(a, self._fresh.get(a.id)) for a in crew.agents]
         self._crew = with_fields(crew, agents=agents)
+        self._know(crew.state, crew.last_sequence)
         self._agents = {a.id: a for a in agents if a.state is not AgentState.STOPPED}
         for kept in (self._retry_at, self._attempts, self.phases):
             for gone in kept.keys() - self._agents.keys():
                 kept.pop(gone)
         self.seen.set()
         return self._crew
+
+    def _know(self, state: CrewState, sequence: int) -> None:
+        """The crew's state as of this event; what was read before a commit does not undo it."""
+        if sequence >= self._state_at:
+            self.state, self._state_at = state, sequence
 
     async def _prepare_if_possible(self, crew: model.CrewRow) -> None:
         """Without the bus nobody is assumed; whoever leaves, leaves."""
@@ -198,7 +222,9 @@ class Keeper:
             model.ContextRow(key, json.dumps(MessageToDict(value)), 1, ACTOR)
             for key, value in crew.manifest.context.items()
         ]
-        mirrored = {row.key: row for row in await self._parts.store.read_context(crew.id)}
+        known = () if self._recorded_now else await self._parts.store.read_context(crew.id)
+        self._recorded_now = False
+        mirrored = {row.key: row for row in known}
         if rows or mirrored:
             merged = {row.key: row for row in rows} | mirrored
             await self._parts.bus.restore_context(crew.id, list(merged.values()))
@@ -255,9 +281,11 @@ class Keeper:
                     self._jobs[agent.id].cancel()  # its instance may hang for as long as it likes
                 continue
             decision = reconcile.decide(agent, crew, now)
+            if decision.job is Job.HIBERNATE:
+                decision = self._hibernation.unless_used(agent, decision, attended=self._attended(agent))
             due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
-                soonest = min(filter(None, (soonest, agent.lease_until)))
+                soonest = min(filter(None, (soonest, agent.lease_until, reconcile.rests_at(agent, now))))
             elif due > now:
                 soonest = min(soonest, due)
             elif decision.job is Job.DRAIN:
@@ -266,7 +294,7 @@ class Keeper:
                 self._start(group, agent, decision.job, self._work(agent, crew, decision))
         if leaving:
             drain = self._guarded(leaving, Job.DRAIN, self._drain(leaving, crew))
-            job = group.create_task(drain, name="drain")
+            job = spawn(group, drain, "drain")
             self._jobs.update({a.id: job for a in leaving})
         return max((soonest - now).total_seconds(), 0.0)
 
@@ -287,7 +315,7 @@ class Keeper:
         work: Coroutine[None, None, bool],
     ) -> None:
         name = f"{job.value} {agent.id}"
-        self._jobs[agent.id] = group.create_task(self._guarded([agent], job, work), name=name)
+        self._jobs[agent.id] = spawn(group, self._guarded([agent], job, work), name)
 
     async def _guarded(
         self, agents: Sequence[model.AgentRow], job: Job, work: Coroutine[None, None, bool]
@@ -328,6 +356,8 @@ class Keeper:
             case Job.DISBAND:
                 await self._disband(failed=False, reason=decision.reason, message=decision.message)
                 return True
+            case Job.HIBERNATE:
+                return await self._hibernation.rest(agent, decision)
             case Job.NONE | Job.DRAIN:
                 return False
 
@@ -340,7 +370,7 @@ class Keeper:
             pause_s = reconcile.create_backoff_s(attempt)
             self._retry_at[agent.id] = (Job.CREATE, self._parts.now() + timedelta(seconds=pause_s))
             log.warning("cannot create", extra={"agent": agent.id, "error": str(error), "attempt": attempt})
-            if reconcile_given_up(agent, self._crew, self._parts.now()):
+            if reconcile.given_up(agent, self._crew, self._parts.now()):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="CreateFailed", message=str(error))
                 return await self._give_up(agent, verdict)
             return True
@@ -348,7 +378,7 @@ class Keeper:
         return await self._assume(row) if row is not None else True
 
     async def _assume(self, agent: model.AgentRow) -> bool:
-        phases = self.phases.setdefault(agent.id, Phases())
+        phases = provision.phases_of(agent.id, self.phases)
         if agent.instance is None:
             await self.lost(agent, "InstanceGone", "its instance does not exist")
             return True
@@ -368,6 +398,10 @@ class Keeper:
                 phases,
             )
         except provision.InstanceFailed as failed:
+            if provision.state_corrupt(failed.error):
+                await self._batcher.step(hibernation.state_lost(agent, str(failed)))
+                await self._fence(agent)
+                return True
             if provision.broken(failed.error):
                 verdict = reconcile.Decision(Job.GIVE_UP, reason="ProfileBroken", message=str(failed))
                 return await self._give_up(agent, verdict)
@@ -422,6 +456,7 @@ class Keeper:
         return results[0].agent
 
     def _committed(self, stepped: model.Stepped) -> None:
+        self._know(stepped.crew_state, stepped.last_sequence)
         for result in stepped.results:
             row = result.agent
             if row is None:
@@ -466,8 +501,3 @@ def newer(read: model.AgentRow, committed: model.AgentRow | None) -> model.Agent
     if committed is None:
         return read
     return max(read, committed, key=lambda row: (row.generation, row.updated_at))
-
-
-def reconcile_given_up(agent: model.AgentRow, crew: model.CrewRow | None, now: datetime) -> bool:
-    """Whether an agent that cannot be made has used up its time."""
-    return crew is not None and reconcile.decide(agent, crew, now).job is Job.GIVE_UP

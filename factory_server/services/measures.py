@@ -21,6 +21,12 @@ class Measures:
         self.spawn_s = Histogram(
             "hf_spawn_seconds", "Intent to READY of an agent", ["path"], buckets=SECONDS, registry=registry
         )
+        self.hibernate_s = Histogram(
+            "hf_hibernate_seconds", "Suspend to stored state", buckets=SECONDS, registry=registry
+        )
+        self.wake_s = Histogram(
+            "hf_wake_seconds", "Request to READY of a woken agent", buckets=SECONDS, registry=registry
+        )
         self.replaced = Counter("hf_replacements_total", "Instances replaced", registry=registry)
         self.condemned = Counter(
             "hf_condemned_total", "Verdicts of the watchdog carried out", registry=registry

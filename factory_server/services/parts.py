@@ -50,6 +50,8 @@ class Parts:
     now: Callable[[], datetime] = utc_now
     entropy: Callable[[int], bytes] = os.urandom
     egress: ports.Egress = field(default_factory=NoEgress)
+    doorsteps: str = ""
+    """Directory of sockets at which mates wake members that hibernate; '' for none."""
 
     def new_id(self, prefix: str) -> str:
         """A new id of this kind."""

@@ -10,6 +10,7 @@ from factory_server.core import model
 from factory_server.core.errors import FactoryError
 from factory_server.core.sandbox import SandboxSpec
 from factory_server.services.hub import POOL, REAPER
+from factory_server.services.lines import Lines
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from hyperfactory.v1 import factory_service_pb2
@@ -25,8 +26,9 @@ YIELD_MAX_S = 2.0
 class PoolLane:
     """The refill lane of this process; several processes share the target without overfilling."""
 
-    def __init__(self, parts: Parts, claims_in_flight: Callable[[], bool]) -> None:
+    def __init__(self, parts: Parts, lines: Lines, claims_in_flight: Callable[[], bool]) -> None:
         self._parts = parts
+        self._lines = lines
         self._claims_in_flight = claims_in_flight
 
     async def fill(self) -> None:
@@ -39,8 +41,17 @@ class PoolLane:
                 await self._fill_one(pool)
             except FactoryError as error:
                 failures.append(error)
+        await self._warm_lines()
         if failures:
             raise failures[0]
+
+    async def _warm_lines(self) -> None:
+        """Hold a line to each instance that waits, also to those that another process made."""
+        rows = await self._parts.store.list_instances()
+        waiting = {r.control for r in rows if r.state is model.InstanceState.WARM and r.control}
+        await self._lines.keep(waiting)
+        for control in waiting:
+            await self._lines.warm(control)
 
     async def _fill_one(self, pool: model.PoolRow) -> None:
         while True:
@@ -70,6 +81,7 @@ class PoolLane:
         fact = model.SandboxFact(
             sandbox.instance, sandbox.driver, sandbox.control, sandbox.host_pid, sandbox.container_id
         )
+        await self._lines.warm(sandbox.control)
         if not await self._parts.store.pool_started(fact):
             await self._parts.store.release_instance(intent.id)
             self._parts.hub.ring(REAPER)

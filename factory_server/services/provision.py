@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace as with_fields
 
 from factory_server.core import model, ports, reconcile
 from factory_server.core.errors import FactoryError, Invalid, Refused
@@ -62,6 +63,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.spent: list[tuple[str, float]] = []
+        self.ended = False
+        """The agent is READY: its next instance has phases of its own."""
         self._began = self._since = time.monotonic()
 
     def mark(self, phase: str) -> None:
@@ -75,8 +78,20 @@ class Phases:
         return time.monotonic() - self._began
 
 
+def phases_of(agent: str, known: MutableMapping[str, Phases]) -> Phases:
+    """Those of the instance that is being made."""
+    phases = known.get(agent)
+    if phases is None or phases.ended:
+        phases = known[agent] = Phases()
+    return phases
+
+
 async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Phases) -> model.AgentRow | None:
-    """PROVISIONING → WARMING. Raises what the driver raises; None where the step lost."""
+    """PROVISIONING → WARMING. Raises what the driver raises; None where the step lost.
+
+    A woken agent is WARMING already: where its instance answers is stored with the step to READY. Until then
+    whoever takes over makes the same instance again, that is, finds it.
+    """
     if agent.instance is None:
         raise Refused(f"{agent.id} has no instance to make")
     spec = SandboxSpec(
@@ -90,6 +105,8 @@ async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Pha
     fact = model.SandboxFact(
         sandbox.instance, sandbox.driver, sandbox.control, sandbox.host_pid, sandbox.container_id
     )
+    if agent.state is AgentState.WARMING:
+        return with_fields(agent, instance=_answering(agent.instance, fact))
     return await step(
         model.Step(
             agent.id,
@@ -101,6 +118,31 @@ async def create(parts: Parts, agent: model.AgentRow, step: StepOne, phases: Pha
             sandbox=fact,
         )
     )
+
+
+def _answering(instance: model.InstanceRow, fact: model.SandboxFact) -> model.InstanceRow:
+    return with_fields(
+        instance,
+        driver=fact.driver,
+        control=fact.control,
+        host_pid=fact.host_pid,
+        container_id=fact.container_id,
+    )
+
+
+def _fact_of(instance: model.InstanceRow) -> model.SandboxFact | None:
+    """What the store does not know yet of an instance that was made for a woken agent."""
+    if instance.state is not model.InstanceState.STARTING:
+        return None
+    return model.SandboxFact(
+        instance.id, instance.driver, instance.control, instance.host_pid, instance.container_id
+    )
+
+
+async def _saved(parts: Parts, agent: model.AgentRow) -> agent_service_pb2.StateBlob | None:
+    """What hibernation kept; also for the successor of an instance that died before it was READY."""
+    saved = await parts.store.saved_state(agent.id) if agent.generation > 1 else None
+    return None if saved is None else agent_service_pb2.StateBlob(data=saved.data, sha256=saved.sha256)
 
 
 async def assume(
@@ -134,6 +176,7 @@ async def assume(
         authority=f"{agent.name}.crew-{agent.crew}.svc",
         group=agent.group,
         egress=wiring.leads_out,
+        state=await _saved(parts, agent),
     )
     request.spec.scope = agent.scope
     phases.mark("identify")
@@ -154,6 +197,7 @@ async def assume(
                 ACTOR,
                 reason="Serving",
                 direct=direct,
+                sandbox=_fact_of(agent.instance),
             )
         )
         phases.mark("ready")
@@ -165,6 +209,7 @@ async def assume(
         return ready
     if sessions.attach(ready, line).line is not line:
         await line.close()
+    phases.ended = True
     parts.measures.spawn_s.labels("warm" if ready.warm else "cold").observe(phases.whole_s())
     return ready
 
@@ -184,6 +229,11 @@ async def _published(parts: Parts, agent: model.AgentRow, instance: str) -> str:
         if reconcile.overdue(agent, parts.now()):
             raise InstanceFailed(error) from error
         raise
+
+
+def state_corrupt(error: FactoryError) -> bool:
+    """Whether the instance could not take the agent's state back: no successor could."""
+    return isinstance(error, Invalid) and any(v.field.startswith("state.") for v in error.violations)
 
 
 def broken(error: FactoryError) -> bool:

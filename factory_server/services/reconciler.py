@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
-from factory_server.core.lifecycle import AgentEvent
+from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
+from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
+from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.pool import PoolLane
 from factory_server.services.sessions import Session, Sessions
@@ -52,7 +54,8 @@ class Reconciler:
         self._held_at: dict[str, float] = {}
         self._incarnation = ""
         self._group: asyncio.TaskGroup | None = None
-        self._pool = PoolLane(parts, self.busy)
+        self._pool = PoolLane(parts, sessions.lines, self.busy)
+        self.hibernation = Hibernation(parts, sessions)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None
         self.ready = asyncio.Event()
@@ -72,6 +75,17 @@ class Reconciler:
         keeper = self._keepers.get(crew)
         if keeper is not None:
             keeper.kick()
+
+    def nudge(self, crew: str) -> None:
+        """A commit of this process changed agents of the crew; its keeper may know already."""
+        keeper = self._keepers.get(crew)
+        if keeper is not None:
+            keeper.nudge()
+
+    def assembling(self, crew: str) -> bool:
+        """Whether the crew is kept here and not READY yet, as far as its keeper has seen."""
+        keeper = self._keepers.get(crew)
+        return keeper is not None and keeper.state is CrewState.ASSEMBLING
 
     def keeper(self, crew: str) -> Keeper | None:
         """Who keeps the crew here."""
@@ -169,7 +183,7 @@ class Reconciler:
             keeper.settle = self.settle
             self._keepers[crew] = keeper
             self._held_at[crew] = time.monotonic()
-            self._keeping[crew] = self._group.create_task(self._run_keeper(keeper), name=f"keeper {crew}")
+            self._keeping[crew] = spawn(self._group, self._run_keeper(keeper), f"keeper {crew}")
         if keeper is None:
             raise RuntimeError("the reconciler does not run")
         return keeper
@@ -200,7 +214,7 @@ class Reconciler:
             try:
                 async for ended in self._parts.driver.exits():
                     work = functools.partial(self._ended, ended)
-                    group.create_task(self._survive("exits", work), name=f"exit {ended.instance}")
+                    spawn(group, self._survive("exits", work), f"exit {ended.instance}")
             except FactoryError as error:
                 self._parts.measures.trouble.labels("exits").inc()
                 log.warning("cannot hear exits", extra={"error": str(error)})

@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from factory_server.core import model, ports
 from factory_server.core.errors import FactoryError
+from factory_server.services.lines import Lines
+from factory_server.services.owned import spawn
 from hyperfactory.v1 import agent_service_pb2
 
 log = logging.getLogger("factory.sessions")
@@ -51,11 +54,17 @@ class Sessions:
 
     def __init__(self, open_line: Callable[[str], ports.Line]) -> None:
         self._open_line = open_line
+        self.lines = Lines(open_line)
         self._sessions: dict[str, Session] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._suspending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.on_attached: list[OnAttached] = []
         self.on_receipts: OnReceipts | None = None
         self._changed = asyncio.Event()
+
+    def suspending(self, agent: str) -> asyncio.Lock:
+        """Held by whoever suspends the agent's instance, so that nobody takes back what another has begun."""
+        return self._suspending.setdefault(agent, asyncio.Lock())
 
     def own(self, group: asyncio.TaskGroup) -> None:
         """Give the sessions' tasks their owner; call once, before any attach."""
@@ -83,7 +92,7 @@ class Sessions:
 
     def line(self, control: str) -> ports.Line:
         """A line of its own to an instance that has no session yet."""
-        return self._open_line(control)
+        return self.lines.take(control)
 
     def attach(self, agent: model.AgentRow, line: ports.Line | None = None) -> Session:
         """Hold a session with the agent's present instance (idempotent), over `line` where one is open."""
@@ -97,10 +106,10 @@ class Sessions:
         session = Session(
             agent.id, agent.crew, agent.generation, line or self._open_line(agent.instance.control)
         )
+        session.task = spawn(self._group, self._attend(session), f"session {agent.id}")
         self._sessions[agent.id] = session
         self._changed.set()
         self._changed = asyncio.Event()
-        session.task = self._group.create_task(self._attend(session), name=f"session {agent.id}")
         return session
 
     def detach(self, agent: str, generation: int) -> None:

@@ -66,6 +66,7 @@ class StepBatcher:
             raise
         narrate(self._parts, stepped)
         self._committed(stepped)
+        self._parts.hub.ring(self._crew)  # who was rung by the commit itself may have looked too early
         results = iter(stepped.results)
         for steps, done in batch:
             mine = [next(results) for _ in steps]

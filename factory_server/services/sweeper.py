@@ -20,6 +20,7 @@ log = logging.getLogger("factory.sweeper")
 PAGE = 500
 CREATE_SLACK_S = 2.0
 GONE = (CrewState.DISBANDED, CrewState.FAILED)
+WITHOUT_INSTANCE = (AgentState.FAILED, AgentState.HIBERNATING)
 
 
 class Sweeper:
@@ -98,7 +99,7 @@ class Sweeper:
         alive = {a.id: a for a in await self._all_agents()}
         for crew, agent, generation in users:
             row = alive.get(agent)
-            if row is None or generation < row.generation or row.state is AgentState.FAILED:
+            if row is None or generation < row.generation or row.state in WITHOUT_INSTANCE:
                 self._parts.measures.swept.labels("bus_user").inc()
                 yield self._parts.bus.revoke(crew, agent, generation)
         for crew in crews - {a.crew for a in alive.values()}:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import code_pb2, status_pb2
 
-from factory_server.core import model
-from factory_server.core.errors import FactoryError, FieldViolation, Invalid, NotFound
+from factory_server.core import model, ports
+from factory_server.core.errors import (
+    FactoryError,
+    FieldViolation,
+    Invalid,
+    NotFound,
+    Refused,
+    Unavailable,
+)
 from factory_server.core.lifecycle import AgentState
 from factory_server.services.disband import seconds
+from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from factory_server.services.sessions import Sessions
+from factory_server.services.wake import COMING, wake_members
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2
 
 log = logging.getLogger("factory.tasks")
@@ -72,13 +82,48 @@ class Tasks:
         candidates = _candidates(crew, request)
         key = key_of(actor, "RunTask", request.request_id, request)
         timeout_s = seconds(request.timeout, TIMEOUT_S)
-        task, joined = await self._parts.store.open_task(
-            crew.id, candidates, key, actor, input=body, timeout_s=timeout_s, lease_s=LEASE_S
-        )
+        task, joined = await self._assign(crew.id, candidates, key, actor, body, timeout_s)
         if not joined and self._group is not None:
             self._running[task.id] = _Running()
-            self._group.create_task(self._carry(task, timeout_s), name=f"task {task.id}")
+            spawn(self._group, self._carry(task, timeout_s), f"task {task.id}")
         return task, joined
+
+    async def _assign(
+        self,
+        crew: str,
+        candidates: Sequence[str],
+        key: model.RequestKey,
+        actor: str,
+        body: bytes,
+        timeout_s: float,
+    ) -> tuple[model.TaskRow, bool]:
+        """Lock the first member that is READY; where none is, wake one that hibernates and wait for it."""
+        ends = time.monotonic() + timeout_s
+        woken = ""
+        with self._parts.hub.subscribe(crew) as rings:
+            while True:
+                try:
+                    return await self._parts.store.open_task(
+                        crew, candidates, key, actor, input=body, timeout_s=timeout_s, lease_s=LEASE_S
+                    )
+                except Refused:
+                    members = [
+                        a for a in (await self._parts.store.get_crew(crew)).agents if a.id in candidates
+                    ]
+                    ready = any(a.state is AgentState.READY for a in members)
+                    woken = woken if ready else await self._awaken(crew, members, woken)
+                    if time.monotonic() >= ends or not (ready or woken):
+                        raise
+                if not ready:
+                    await rings.wait(LOOK_AGAIN_S)
+
+    async def _awaken(self, crew: str, candidates: Sequence[model.AgentRow], woken: str) -> str:
+        """Whom to wait for: the one that was woken and comes, else the next one that hibernates; '' for none."""
+        if any(a.id == woken and a.state in COMING for a in candidates):
+            return woken
+        asleep = [a for a in candidates if a.state is AgentState.HIBERNATING][:1]
+        await wake_members(self._parts, crew, asleep, "Task")
+        return asleep[0].id if asleep else ""
 
     async def updates(
         self, task: model.TaskRow
@@ -129,13 +174,17 @@ class Tasks:
             task=task.id, input=Struct.FromString(task.input), actor=task.actor
         )
         try:
-            async for update in session.line.run_task(request, deadline_s=timeout_s + DEADLINE_SLACK_S):
-                if update.HasField("result"):
-                    return update.result
-                await _tell(running, update.progress)
+            deadline_s = timeout_s + DEADLINE_SLACK_S
+            try:
+                return await _run(session.line, request, running, deadline_s)
+            except Unavailable as error:
+                if error.reason != "DRAINING":
+                    raise
+            # It was about to hibernate. The task came first: nobody can send it to sleep while it is BUSY.
+            await session.line.take_back(deadline_s=timeout_s)
+            return await _run(session.line, request, running, deadline_s)
         except FactoryError as error:
             return _failed(code_pb2.UNAVAILABLE, f"the agent went away: {error}")
-        return _failed(code_pb2.INTERNAL, "the agent ended the stream without a result")
 
     async def _renew(self, task: model.TaskRow) -> None:
         while True:
@@ -179,6 +228,19 @@ class Tasks:
             if task.id not in self._running and not holds:
                 result = _failed(code_pb2.ABORTED, "the agent lost the task: its instance or its lock ended")
                 await self._parts.store.close_task(task.id, phase="FAILED", result=result.SerializeToString())
+
+
+async def _run(
+    line: ports.Line,
+    request: agent_service_pb2.AgentServiceRunTaskRequest,
+    running: _Running,
+    deadline_s: float,
+) -> agent_service_pb2.TaskResult:
+    async for update in line.run_task(request, deadline_s=deadline_s):
+        if update.HasField("result"):
+            return update.result
+        await _tell(running, update.progress)
+    return _failed(code_pb2.INTERNAL, "the agent ended the stream without a result")
 
 
 async def _follow(running: _Running) -> AsyncIterator[agent_service_pb2.TaskProgress]:

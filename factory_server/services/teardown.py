@@ -28,29 +28,32 @@ async def take_away(
     parts: Parts, sessions: Sessions, agents: Sequence[model.AgentRow]
 ) -> list[model.AgentRow]:
     """Drain, fence and destroy; those of which nothing is left. The others are tried again next pass."""
-    gone: list[model.AgentRow] = []
     async with asyncio.TaskGroup() as group:
         for agent in agents:
-            group.create_task(_take_one(parts, sessions, agent, gone), name=f"take away {agent.id}")
-    return gone
+            group.create_task(_part_with(parts, sessions, agent), name=f"part with {agent.id}")
+    await parts.store.release_instances([a.instance.id for a in agents if a.instance is not None])
+    mine = {agent.id for agent in agents}
+    doomed = [row for row in await parts.store.dying_instances(DYING_MAX) if row.agent in mine]
+    kept: set[str] = set()
+    async with asyncio.TaskGroup() as group:
+        for row in doomed:
+            group.create_task(_destroy(parts, row, kept), name=f"destroy {row.id}")
+    await parts.store.forget_instances([row.id for row in doomed if row.agent not in kept])
+    return [agent for agent in agents if agent.id not in kept]
 
 
-async def _take_one(
-    parts: Parts, sessions: Sessions, agent: model.AgentRow, gone: list[model.AgentRow]
-) -> None:
+async def _part_with(parts: Parts, sessions: Sessions, agent: model.AgentRow) -> None:
+    await _let_finish(parts, sessions, agent)
+    await _fence_if_possible(parts, sessions, agent)
+
+
+async def _destroy(parts: Parts, row: model.InstanceRow, kept: set[str]) -> None:
     try:
-        await _let_finish(parts, sessions, agent)
-        await _fence_if_possible(parts, sessions, agent)
-        if agent.instance is not None:
-            await parts.store.release_instance(agent.instance.id)
-        for row in await parts.store.dying_instances(DYING_MAX):
-            if row.agent == agent.id:
-                await destroy_instance(parts, row.id)
+        await parts.driver.destroy(row.id)
     except FactoryError as error:
         parts.measures.trouble.labels("teardown").inc()
-        log.warning("cannot take away yet", extra={"agent": agent.id, "error": str(error)})
-        return
-    gone.append(agent)
+        log.warning("cannot take away yet", extra={"agent": row.agent, "error": str(error)})
+        kept.add(row.agent)
 
 
 async def _let_finish(parts: Parts, sessions: Sessions, agent: model.AgentRow) -> None:

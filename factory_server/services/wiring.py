@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from factory_server.core.errors import FactoryError, NotFound
 from factory_server.core.lifecycle import SERVING, AgentState
 from factory_server.core.model import AgentRow
+from factory_server.services.doorsteps import Doorsteps
 from factory_server.services.parts import Parts
 
 log = logging.getLogger("factory.wiring")
@@ -32,6 +33,7 @@ class Wiring:
         self._signature: frozenset[tuple[str, str, str]] = frozenset()
         self._renewals = 0
         self._egress = ""
+        self._doorsteps = Doorsteps(parts)
         self.leads_out = False
         """Whether the crew may reach the outside; its socket may come later."""
 
@@ -65,6 +67,10 @@ class Wiring:
             self._egress = socket
             self.renew()
 
+    def close(self) -> None:
+        """Nobody waits here for sleepers any more."""
+        self._doorsteps.close()
+
     def renew(self) -> None:
         """A shared socket is another one: every link must be made anew."""
         self._renewals += 1
@@ -72,7 +78,9 @@ class Wiring:
         self._signature = frozenset()
 
     async def _apply(self, agents: list[AgentRow]) -> None:
-        signature = frozenset(
+        await self._doorsteps.open(agents)
+        doors = {(a.name, "", path) for a in agents if (path := self._doorsteps.path(a))}
+        signature = doors | frozenset(
             (a.name, a.instance.id, self._socket(a))
             for a in agents
             if a.instance is not None and a.state in WIRED
@@ -80,7 +88,8 @@ class Wiring:
         renewals = self._renewals
         complete = signature == self._signature or await self._apply_links(agents)
         if complete and renewals == self._renewals:
-            self._signature = signature
+            self._signature = frozenset(signature)
+            self._doorsteps.close(a.id for a in agents if self._socket(a) == self._doorsteps.path(a) != "")
 
     async def _apply_links(self, agents: list[AgentRow]) -> bool:
         """Whether everything that should be wired is."""
@@ -116,8 +125,8 @@ class Wiring:
 
     def _socket(self, agent: AgentRow) -> str:
         generation, direct = self._published.get(agent.id, (0, ""))
-        if generation == agent.generation and agent.state in WIRED:
+        if direct and generation == agent.generation and agent.state in WIRED:
             return direct.removeprefix(UNIX)
         if agent.state in SERVING and agent.instance is not None:
             return agent.instance.direct.removeprefix(UNIX)
-        return ""
+        return self._doorsteps.path(agent)

@@ -12,6 +12,7 @@ from factory_server.store.broadcasts import Broadcasts
 from factory_server.store.context import Context
 from factory_server.store.crews import Crews
 from factory_server.store.events import Events
+from factory_server.store.hibernation import Hibernation
 from factory_server.store.instances import Instances
 from factory_server.store.leases import Leases
 from factory_server.store.migrate import load, migrate
@@ -29,7 +30,19 @@ OPEN_WITHIN_S = 180.0
 
 
 class PostgresStore(
-    Crews, Steps, Leases, Instances, Pools, Events, Broadcasts, Tasks, Profiles, Context, Requests, Audit
+    Crews,
+    Steps,
+    Hibernation,
+    Leases,
+    Instances,
+    Pools,
+    Events,
+    Broadcasts,
+    Tasks,
+    Profiles,
+    Context,
+    Requests,
+    Audit,
 ):
     """The store on PostgreSQL 14 or later."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import psycopg
 from psycopg import errors as pg
 
-from factory_server.core.errors import AlreadyExists, FactoryError, Invalid, Stale, Unavailable
+from factory_server.core.errors import AlreadyExists, Exhausted, FactoryError, Invalid, Stale, Unavailable
 
 _KEY_RE = re.compile(r"\)=\((?:.*, )?([^,]*)\) ")
 
@@ -42,6 +42,7 @@ CONSTRAINTS: Mapping[str, Callable[[psycopg.Error], FactoryError]] = {
     "instance_pkey": _raced("the instance exists"),
     "event_pkey": _raced("another writer appended this event"),
     "receipt_ordinal": _raced("another writer recorded this receipt"),
+    "agent_state_size": lambda _: Exhausted("cannot keep a state of more than 16 MiB", quota="state bytes"),
 }
 """What a violated constraint means to a caller. One that is not named here is a defect of ours and stays as
 it is, so that it is logged and never shown."""

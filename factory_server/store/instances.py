@@ -14,11 +14,15 @@ class Instances(Part):
 
     async def release_instance(self, instance: str) -> None:
         """Mark an instance DYING, from whatever state."""
+        await self.release_instances([instance])
+
+    async def release_instances(self, instances: Sequence[str]) -> None:
+        """Mark instances DYING, from whatever state."""
 
         async def body(transaction: Transaction) -> None:
-            # The agent first: everywhere else, too, agents are locked before instances.
-            transaction.agents = bool(await transaction.rows("agent_touch", instance=instance))
-            await transaction.send("instance_release", instance=instance)
+            # The agents first: everywhere else, too, agents are locked before instances.
+            transaction.agents = bool(await transaction.rows("agents_touch", instances=list(instances)))
+            await transaction.send("instances_release", instances=list(instances))
 
         await self._db.run(body)
 
@@ -32,10 +36,14 @@ class Instances(Part):
 
     async def forget_instance(self, instance: str) -> None:
         """Delete the row of an instance that is destroyed."""
+        await self.forget_instances([instance])
+
+    async def forget_instances(self, instances: Sequence[str]) -> None:
+        """Delete the rows of instances that are destroyed."""
 
         async def body(transaction: Transaction) -> None:
-            transaction.agents = bool(await transaction.rows("agent_touch", instance=instance))
-            await transaction.send("instance_forget", instance=instance)
+            transaction.agents = bool(await transaction.rows("agents_touch", instances=list(instances)))
+            await transaction.send("instances_forget", instances=list(instances))
 
         await self._db.run(body)
 

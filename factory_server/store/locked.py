@@ -149,6 +149,8 @@ class LockedCrew:
             self._expected.append((cursor, len(plan.directs)))
         if plan.ended:
             await send("instances_end", **_fences(plan.ended))
+        if plan.forgotten:
+            await send("states_drop", **_fences(plan.forgotten))
 
     async def _intend(self, agents: Iterable[AgentRow]) -> None:
         wished = [a.instance for a in agents if a.instance is not None and not a.warm]

@@ -53,6 +53,8 @@ class Plan:
     directs: list[tuple[Fence, str]] = field(default_factory=list)
     ended: list[Fence] = field(default_factory=list)
     """Fences up to which instances become DYING."""
+    forgotten: list[Fence] = field(default_factory=list)
+    """Fences up to which states of hibernation are not needed any more."""
 
 
 def plan(
@@ -83,8 +85,9 @@ def begin(
         made.agents[agent.id] = replace(agent, instance=intent(agent))
         return
     target = advance(agent.state, E.INSTANCE_STARTED)
-    if target is None:  # a woken agent is WARMING already
-        made.agents[agent.id] = replace(agent, instance=instance, warm=True)
+    if target is None:  # a woken agent is WARMING already: that it was warm goes with the step that woke it
+        carried = made.agents[agent.id] = replace(agent, instance=instance, warm=True)
+        made.moves[-1] = replace(made.moves[-1], after=carried)
         return
     why: Changes = {"reason": WARM_CLAIM, "message": "", "updated_at": now}
     after = replace(agent, instance=instance, warm=True, state=target, **why)
@@ -154,6 +157,10 @@ def _carry_out(made: Plan, before: AgentRow, step: Step, now: datetime) -> None:
         made.directs.append((fence, step.direct))
     if step.event in ENDS_INSTANCE:
         made.ended.append(fence)
+    if step.event is E.DRAINED:
+        made.forgotten.append(fence)
+    elif step.event is E.HEALTH_OK and before.generation > 1:
+        made.forgotten.append((before.id, before.generation - 1))
     made.agents[before.id] = after
     made.moves.append(Move(before, step.event, after, step.actor))
 

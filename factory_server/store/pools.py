@@ -54,6 +54,8 @@ class Pools(Part):
             filled = (await transaction.one("pool_filled", base=base))["filled"]
             count = min(limit, pool["target"] - filled)
             if count <= 0:
+                if filled > pool["target"]:  # an instance that was STARTING when the pool shrank
+                    await transaction.send("pool_trim", base=base, target=pool["target"])
                 return []
             fresh = [_warm_id(pool["now"]) for _ in range(count)]
             return [instance_row(row) for row in await transaction.rows("pool_intend", base=base, ids=fresh)]

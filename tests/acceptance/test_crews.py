@@ -312,9 +312,9 @@ async def test_profiles_have_versions_and_etags(client):
 
 
 async def test_planned_methods_say_so(client, crew):
-    request = fp.HibernateAgentRequest(request_id=request_id(), agent=crew.agents[0].id)
+    request = cp.UpdateCrewRequest(request_id=request_id(), crew=crew.id, manifest=manifest())
     with pytest.raises(grpc.aio.AioRpcError) as planned:
-        await call(client.factory.HibernateAgent, request, client)
+        await call(client.crews.UpdateCrew, request, client)
     assert planned.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert reason_of(planned.value) == "NOT_SERVED_YET"
 

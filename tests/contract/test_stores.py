@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from hibernation_suite import HibernationSuite
 from store_suite import StoreSuite
 
 from factory_server.core.ports import Store
 from factory_server.store import PostgresStore
 
 
-class TestPostgresStore(StoreSuite):
+class TestPostgresStore(StoreSuite, HibernationSuite):
     """The store on a real PostgreSQL."""
 
     @pytest.fixture

@@ -63,10 +63,13 @@ UPDATE agent SET lease_holder = %(holder)s, lease_until = %(until)s, row_xid = p
  WHERE id = %(agent)s AND generation = %(generation)s AND state IN ('BUSY', 'DRAINING')
 RETURNING id;
 
--- name: agent_touch
-UPDATE agent SET row_xid = pg_current_xact_id()
- WHERE id = (SELECT agent FROM instance WHERE id = %(instance)s AND state <> 'DYING')
-RETURNING id;
+-- name: agents_touch
+WITH owners AS MATERIALIZED (
+  SELECT agent FROM instance WHERE id = ANY(%(instances)s::text[]) AND state <> 'DYING' AND agent IS NOT NULL),
+locked AS MATERIALIZED (
+  SELECT id FROM agent WHERE id IN (SELECT agent FROM owners) ORDER BY id FOR UPDATE)
+UPDATE agent a SET row_xid = pg_current_xact_id() FROM locked l WHERE a.id = l.id
+RETURNING a.id;
 
 -- name: health_record
 INSERT INTO agent_health (agent, generation, misses, heartbeat_at)

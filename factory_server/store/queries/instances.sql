@@ -41,14 +41,14 @@ UPDATE instance i SET state = 'DYING'
   FROM unnest(%(agents)s::text[], %(generations)s::bigint[]) AS f(agent, generation)
  WHERE i.agent = f.agent AND i.generation <= f.generation AND i.state <> 'DYING';
 
--- name: instance_release
-UPDATE instance SET state = 'DYING' WHERE id = %(instance)s AND state <> 'DYING';
+-- name: instances_release
+UPDATE instance SET state = 'DYING' WHERE id = ANY(%(instances)s::text[]) AND state <> 'DYING';
 
 -- name: instances_dying
 SELECT * FROM instance WHERE state = 'DYING' ORDER BY created_at, id LIMIT %(limit)s;
 
--- name: instance_forget
-DELETE FROM instance WHERE id = %(instance)s;
+-- name: instances_forget
+DELETE FROM instance WHERE id = ANY(%(instances)s::text[]);
 
 -- name: instances_list
 SELECT * FROM instance ORDER BY created_at, id;

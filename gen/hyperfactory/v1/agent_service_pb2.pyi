@@ -1235,16 +1235,25 @@ Global___StateBlob: _TypeAlias = StateBlob  # noqa: Y015
 
 @_typing.final
 class SuspendRequest(_message.Message):
-    """Nothing to say."""
+    """When to suspend."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    IDLE_FOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def idle_for(self) -> _duration_pb2.Duration:
+        """Only if the agent was idle for so long: no task, chat, tool call, signal or call of its endpoint. Else
+        FAILED_PRECONDITION (WRONG_STATE), with the metadata `idle_s`. Absent: whenever nothing is at work.
+        """
+
     def __init__(
         self,
+        *,
+        idle_for: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1283,7 +1292,7 @@ class ResumeRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def state(self) -> Global___StateBlob:
-        """The blob."""
+        """The blob; absent: that of the last Suspend. Without a suspension nothing happens."""
 
     def __init__(
         self,

@@ -204,14 +204,15 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Suspend(self, request, context):
-        """The agent's state as a checksummed blob, for hibernation. No task may run.
+        """The agent's state as a checksummed blob, for hibernation. Nothing may be at work; from then on no work is
+        taken and signals wait, so that the blob is the whole state. Taken back by Resume, or by itself after 60 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Takes a state blob back, after Assume and before serving.
+        """Takes a state blob back, or, without one, takes Suspend back: the agent works on with what it has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,9 +64,11 @@ class AgentServiceStub:
     UnmountSkill: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.UnmountSkillRequest, _agent_service_pb2.UnmountSkillResponse]
     """Forgets a skill pack."""
     Suspend: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.SuspendRequest, _agent_service_pb2.SuspendResponse]
-    """The agent's state as a checksummed blob, for hibernation. No task may run."""
+    """The agent's state as a checksummed blob, for hibernation. Nothing may be at work; from then on no work is
+    taken and signals wait, so that the blob is the whole state. Taken back by Resume, or by itself after 60 s.
+    """
     Resume: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ResumeRequest, _agent_service_pb2.ResumeResponse]
-    """Takes a state blob back, after Assume and before serving."""
+    """Takes a state blob back, or, without one, takes Suspend back: the agent works on with what it has."""
     Drain: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.DrainRequest, _agent_service_pb2.DrainResponse]
     """Refuses new work, waits for tasks up to the grace, and answers. Health says NOT_SERVING from then on."""
 
@@ -106,9 +108,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     UnmountSkill: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.UnmountSkillRequest, _agent_service_pb2.UnmountSkillResponse]  # type: ignore[assignment]
     """Forgets a skill pack."""
     Suspend: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.SuspendRequest, _agent_service_pb2.SuspendResponse]  # type: ignore[assignment]
-    """The agent's state as a checksummed blob, for hibernation. No task may run."""
+    """The agent's state as a checksummed blob, for hibernation. Nothing may be at work; from then on no work is
+    taken and signals wait, so that the blob is the whole state. Taken back by Resume, or by itself after 60 s.
+    """
     Resume: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResumeRequest, _agent_service_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Takes a state blob back, after Assume and before serving."""
+    """Takes a state blob back, or, without one, takes Suspend back: the agent works on with what it has."""
     Drain: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.DrainRequest, _agent_service_pb2.DrainResponse]  # type: ignore[assignment]
     """Refuses new work, waits for tasks up to the grace, and answers. Health says NOT_SERVING from then on."""
 
@@ -223,7 +227,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.SuspendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.SuspendResponse, _abc.Awaitable[_agent_service_pb2.SuspendResponse]]:
-        """The agent's state as a checksummed blob, for hibernation. No task may run."""
+        """The agent's state as a checksummed blob, for hibernation. Nothing may be at work; from then on no work is
+        taken and signals wait, so that the blob is the whole state. Taken back by Resume, or by itself after 60 s.
+        """
 
     @_abc_1.abstractmethod
     def Resume(
@@ -231,7 +237,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.ResumeResponse, _abc.Awaitable[_agent_service_pb2.ResumeResponse]]:
-        """Takes a state blob back, after Assume and before serving."""
+        """Takes a state blob back, or, without one, takes Suspend back: the agent works on with what it has."""
 
     @_abc_1.abstractmethod
     def Drain(

@@ -807,7 +807,7 @@ class ProfileSpec(_message.Message):
 
     @_builtins.property
     def idle_ttl(self) -> _duration_pb2.Duration:
-        """Idle time after which it hibernates; absent: never."""
+        """Idle time after which it hibernates; absent: never. Idle is READY, without task, lease, signal or call since."""
 
     @_builtins.property
     def ready_timeout(self) -> _duration_pb2.Duration:

@@ -22,6 +22,11 @@ class BreaksAtStart(Agent):
         raise RuntimeError("cannot start")
 
 
+class BreaksAtResume(Agent):
+    async def resume(self, state: bytes) -> None:
+        raise RuntimeError("cannot read this")
+
+
 class NeedsColour(Agent):
     async def on_start(self, ctx: Context) -> None:
         self.found = {"colour": os.environ["COLOUR"], "other": os.environ.get("OTHER")}

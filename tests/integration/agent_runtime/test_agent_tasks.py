@@ -23,6 +23,8 @@ from tests.integration.agent_runtime.parts import (
     run_task,
     until,
 )
+from wire.errors import Invalid
+from wire.status import from_rpc_error
 
 WORKER = {"entry_point": "tests.integration.agent_runtime.agents:Worker"}
 BLOCKING = {"entry_point": "tests.integration.agent_runtime.agents:Blocking"}
@@ -180,6 +182,68 @@ async def test_a_damaged_state_is_refused_and_the_instance_can_start_afresh(worl
         await instance.stub.Assume(await world.request("solo", generation=2, state=damaged), timeout=5)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     await instance.stub.Assume(await world.request("solo", generation=2, state=state), timeout=5)
+
+
+async def test_only_an_agent_idle_for_so_long_suspends(world: World) -> None:
+    instance = await world.agent(spec=WORKER)
+    await instance.stub.ListTools(pb.ListToolsRequest(), timeout=5)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await instance.stub.Suspend(pb.SuspendRequest(idle_for=Duration(seconds=3600)), timeout=5)
+    native = from_rpc_error(refused.value)
+    assert (native.reason, native.metadata["state"]) == ("WRONG_STATE", "READY")
+    assert 0 <= float(native.metadata["idle_s"]) < 60
+    await until(lambda: instance.runtime.agent().gate.idle_s() >= 0.05)
+    await instance.stub.Suspend(pb.SuspendRequest(idle_for=Duration(nanos=50_000_000)), timeout=5)
+
+
+async def test_signals_wait_while_it_is_suspended(world: World) -> None:
+    """Its state is out already: what a signal would change now, nobody would keep."""
+    instance = await world.agent(spec={"entry_point": "tests.integration.agent_runtime.agents:Recorder"})
+    code: Any = instance.runtime.agent().parts.code
+    await instance.stub.Suspend(pb.SuspendRequest(), timeout=5)
+    instance.runtime.inbox.accept(pb.SignalDelivery(broadcast="b1", signal="PING"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert code.seen == []
+    await instance.stub.Resume(pb.ResumeRequest(), timeout=5)
+    await until(lambda: code.seen == [("PING", {})])
+
+
+async def test_a_suspension_taken_back_changes_nothing_and_tells_the_code(world: World) -> None:
+    instance = await world.agent(spec=WORKER)
+    code: Any = instance.runtime.agent().parts.code
+    code.state = b"kept"
+    await instance.stub.PutMemory(pb.PutMemoryRequest(key="k", value=Value(number_value=7)), timeout=5)
+    await instance.stub.Resume(pb.ResumeRequest(), timeout=5)
+    await instance.stub.Suspend(pb.SuspendRequest(), timeout=5)
+    code.state = b"as suspended"
+    await instance.stub.Resume(pb.ResumeRequest(), timeout=5)
+    assert code.state == b"kept"
+    found = await instance.stub.GetMemory(pb.GetMemoryRequest(key="k"), timeout=5)
+    assert found.value.number_value == 7
+    await run_task(instance.stub, "t1", {})
+
+
+async def test_taking_a_suspension_back_does_not_end_a_drain(world: World) -> None:
+    instance = await world.agent(spec=WORKER)
+    await instance.stub.Suspend(pb.SuspendRequest(), timeout=5)
+    await instance.stub.Drain(pb.DrainRequest(), timeout=5)
+    await instance.stub.Resume(pb.ResumeRequest(), timeout=5)
+    assert not instance.runtime.agent().gate.open
+
+
+async def test_a_state_that_the_code_refuses_is_named_as_such(world: World) -> None:
+    first = await world.agent(spec=WORKER)
+    first.runtime.agent().parts.code.state = b"poison"  # type: ignore[attr-defined]
+    state = (await first.stub.Suspend(pb.SuspendRequest(), timeout=5)).state
+    instance = await world.instance()
+    spec = {"entry_point": "tests.integration.agent_runtime.agents:BreaksAtResume"}
+    request = await world.request("solo", generation=2, state=state, spec=spec)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await instance.stub.Assume(request, timeout=5)
+    native = from_rpc_error(refused.value)
+    assert isinstance(native, Invalid)
+    assert [violation.field for violation in native.violations] == ["state.data"]
 
 
 async def test_a_busy_agent_does_not_suspend_and_a_suspended_one_takes_no_work(world: World) -> None:

@@ -24,6 +24,8 @@ DEFECTS = {
     "agent_generation_starts",
     "agent_health_pkey",
     "agent_of_crew",
+    "agent_state_of_agent",
+    "agent_state_pkey",
     "agent_transition_pkey",
     "audit_pkey",
     "broadcast_finals_range",

@@ -277,10 +277,14 @@ async def test_a_timeout_inside_a_handler_is_not_taken_for_the_deadline(world: A
 
 async def test_planned_methods_say_so(world: Any, factory: Any) -> None:
     channel = await dialed(world, factory)
-    request = pb.HibernateAgentRequest(agent="ag-0123456789ab", request_id=str(uuid.uuid4()))
-    error = await failure(stubs.FactoryServiceStub(channel).HibernateAgent(request, timeout=CALL_MAX_S))
+    member = crew_service_pb2.CrewMember(name="coder", profile="coder")
+    manifest = crew_service_pb2.CrewManifest(name="demo", members=[member])
+    request = crew_service_pb2.UpdateCrewRequest(
+        request_id=str(uuid.uuid4()), crew="c-0123456789ab", manifest=manifest
+    )
+    error = await failure(crew_stubs.CrewServiceStub(channel).UpdateCrew(request, timeout=CALL_MAX_S))
     assert isinstance(error, errors.Unimplemented)
-    assert (error.reason, error.metadata["planned"]) == ("NOT_SERVED_YET", "hibernation")
+    assert (error.reason, error.metadata["planned"]) == ("NOT_SERVED_YET", "scaling of crews")
 
 
 async def test_a_method_that_the_process_lacks_is_not_an_incident(world: Any, factory: Any) -> None:
