@@ -1,6 +1,6 @@
 # One word per thing one may want; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve test check gen release-contract bench chaos dockerd agent-image clean
+.PHONY: help setup setup-dev demo serve test check gen release-contract bench chaos dockerd dockerd-stop agent-image clean
 HOME_DIR ?= $(or $(HYPERFACTORY_HOME),run)
 PY := .venv/bin/python
 
@@ -37,11 +37,14 @@ bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their fl
 chaos: setup-dev ## kill -9 of every part while a crew works, and 200 crews without a trace
 	@.venv/bin/pytest -s tests/acceptance/test_kills.py tests/acceptance/test_cycles.py $(ARGS)
 
-dockerd: ## (later release) start a Docker engine with user namespaces
-	@echo "dockerd belongs to a later release"
+dockerd: ## start a private Docker engine (ARGS=--userns-remap maps root to nobody of yours)
+	@scripts/dockerd.sh start $(ARGS)
 
-agent-image: ## (later release) build the agents' container image
-	@echo "agent-image belongs to a later release"
+dockerd-stop: ## stop it
+	@scripts/dockerd.sh stop $(ARGS)
+
+agent-image: ## build the agents' container image and import it into that engine
+	@scripts/agent_image.sh $(ARGS)
 
 clean: ## remove caches and the stopped stack's files; keeps .venv
 	@if [ -e $(HOME_DIR)/client.json ]; then echo "cannot clean: a stack serves $(HOME_DIR); stop it first" >&2; exit 1; fi

@@ -1,10 +1,16 @@
-"""Run one instance without a sandbox: `python -m agent_runtime --own DIR --peers DIR --workspace DIR`."""
+"""Run one instance in a container, or without a sandbox.
+
+`python -m agent_runtime --own DIR --peers DIR --workspace DIR`
+"""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 
 from agent_runtime import boot
+
+PR_SET_DUMPABLE = 4
 
 
 def main() -> None:
@@ -14,6 +20,8 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, help="directory in which the agent works")
     parser.add_argument("--ready-fd", type=int, default=boot.NO_READY_FD, help="told when it serves")
     options = parser.parse_args()
+    # Tools of the agent run as the same user: they must not read the runtime's memory, which holds its key.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     boot.run(options.own, options.peers, options.workspace, options.ready_fd)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for every test: a real PostgreSQL, one server a session, one database a test."""
+"""Fixtures for every test: a real PostgreSQL and real Docker engines, one a session, one database a test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from support import postgres
+from support.engines import plain_engine, remapped_engine
+
+__all__ = ["plain_engine", "postgres_server", "postgres_url", "remapped_engine"]
 
 
 @pytest.fixture(scope="session")

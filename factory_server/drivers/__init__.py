@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from factory_server.core.sandbox import Driver
 
-KINDS = ("auto", "namespaces", "fake")
+KINDS = ("auto", "namespaces", "docker", "fake")
+AUTO_PREFERS_DOCKER = False
+"""Whether `auto` takes an engine that answers and has the agents' image, before namespaces."""
 
 
 def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.0) -> Driver:
@@ -18,8 +20,14 @@ def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.
     """
     from factory_server.core.errors import Invalid
 
+    if kind == "auto":
+        kind = _best()
     match kind:
-        case "auto" | "namespaces":
+        case "docker":
+            from factory_server.drivers.docker.driver import DockerDriver
+
+            return DockerDriver(state_dir, factory=factory)
+        case "namespaces":
             from factory_server.drivers.namespaces.driver import NamespacesDriver
 
             return NamespacesDriver(state_dir, factory=factory, leash_s=leash_s)
@@ -29,3 +37,12 @@ def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.
             return FakeDriver(state_dir)
         case _:
             raise Invalid(f"no driver is called '{kind}'; there are {', '.join(KINDS)}")
+
+
+def _best() -> str:
+    if AUTO_PREFERS_DOCKER:
+        from factory_server.drivers.docker.engine import is_ready
+
+        if is_ready():
+            return "docker"
+    return "namespaces"

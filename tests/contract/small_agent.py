@@ -62,7 +62,7 @@ async def serve(
                 raise ValueError(other)
 
     servers = []
-    for name in ("ctl.sock", "svc.sock"):
+    for name in ("svc.sock", "ctl.sock"):  # whoever waits for the control socket may then use the other
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((_Handlers(do),))
         server.add_insecure_port(f"unix://{own_dir}/{name}")

@@ -45,9 +45,9 @@ def _own_paths(text: str) -> dict[frozenset[str], str]:
     return paths
 
 
-def detect(root: Path = ROOT, proc: Path = Path("/proc/self")) -> list[Hierarchy]:
-    """The hierarchies mounted below `root`, with the group this process lives in."""
-    own = _own_paths((proc / "cgroup").read_text())
+def detect(root: Path = ROOT, proc: Path = Path("/proc/self"), *, of: Path | None = None) -> list[Hierarchy]:
+    """The hierarchies mounted below `root`, with the group that this process, or the one of `of`, lives in."""
+    own = _own_paths(((of or proc) / "cgroup").read_text())
     found = []
     for line in (proc / "mountinfo").read_text().splitlines():
         left, right = line.split(" - ", 1)

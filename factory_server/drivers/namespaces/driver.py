@@ -9,13 +9,13 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
 from factory_server.core.errors import Exhausted, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
 from factory_server.drivers.exitstream import ExitHub
+from factory_server.drivers.locks import Locks
 from factory_server.drivers.namespaces import findings, launcher, logs, probe, processes, protocol
 from factory_server.drivers.namespaces.cgroups import Cgroups, Group
 from factory_server.drivers.namespaces.client import RejectedError
@@ -58,7 +58,7 @@ class NamespacesDriver:
         wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s)
         self._files = Files(where)
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks = Locks()
         self._known: dict[str, Message] = {}
         self._cgroups = Cgroups((), factory)
         self._exits = ExitHub(self._renew)
@@ -125,19 +125,6 @@ class NamespacesDriver:
     async def _in_thread(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, action, *arguments)
 
-    @asynccontextmanager
-    async def _alone(self, instance: str) -> AsyncIterator[None]:
-        """One change of an instance's files at a time; the lock is forgotten with its last user."""
-        lock, users = self._locks.get(instance, (asyncio.Lock(), 0))
-        self._locks[instance] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks.pop(instance)
-            if users > 1:
-                self._locks[instance] = (lock, users - 1)
-
     # Verbs
 
     async def probe(self) -> DriverInfo:
@@ -190,7 +177,7 @@ class NamespacesDriver:
     async def publish(self, instance: str) -> str:
         """Take the service socket over, and its directory away from the agent."""
         self._live(instance)
-        async with self._alone(instance):
+        async with self._locks.alone(instance):
             return await self._in_thread(self._files.publish, instance, not self._link.rootless)
 
     async def wire(self, instance: str, links: Mapping[str, str]) -> None:
@@ -199,7 +186,7 @@ class NamespacesDriver:
             if not _LINK.fullmatch(name):
                 raise Invalid(f"cannot wire '{instance}': '{name}' is not a link name")
         self._live(instance)
-        async with self._alone(instance):
+        async with self._locks.alone(instance):
             missing = await self._in_thread(self._files.wire, instance, dict(links))
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
@@ -227,7 +214,7 @@ class NamespacesDriver:
 
     async def destroy(self, instance: str) -> None:
         """Kill, reap and wipe."""
-        async with self._alone(instance):
+        async with self._locks.alone(instance):
             try:
                 await self._ask("destroy", DESTROY_MAX_S, instance=instance)
             except RejectedError as error:

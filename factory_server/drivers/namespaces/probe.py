@@ -29,9 +29,13 @@ _CLONE_NEWUSER: Final = 0x10000000
 
 def inside(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> None:
     """Try everything, report as JSON on `ready_fd`, wait to be killed."""
-    report = {name: _attempt(check) for name, check in _CHECKS.items()}
-    os.write(ready_fd, json.dumps(report).encode())
+    os.write(ready_fd, report().encode())
     signal.pause()
+
+
+def report() -> str:
+    """Try everything; the findings as JSON."""
+    return json.dumps({name: _attempt(check) for name, check in _CHECKS.items()})
 
 
 def _attempt(check: Callable[[], Finding]) -> Finding:

@@ -26,9 +26,9 @@ _X32_BIT: Final = 0x40000000
 _ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _NAMESPACE_FLAGS: Final = 0x7E020000
-_FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+ALLOWED_FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+REFUSED_IOCTLS: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 
 # The same number on every architecture.
 _COMMON: Final = {
@@ -110,14 +110,19 @@ def program(machine: str | None = None) -> bytes:
         code += _when(number, _refuse())
     code += _when(_CLONE3, _refuse(errno.ENOSYS))
     code += _when(calls["clone"], _arg(0) + _op(_JSET, _NAMESPACE_FLAGS, 0, 1) + _refuse() + allow)
-    families = _arg(0) + _one_of(_FAMILIES, allow, _refuse(errno.EAFNOSUPPORT))
+    families = _arg(0) + _one_of(ALLOWED_FAMILIES, allow, _refuse(errno.EAFNOSUPPORT))
     code += _when(calls["socket"], families) + _when(calls["socketpair"], families)
-    code += _when(calls["ioctl"], _arg(1) + _one_of((_TIOCSTI, _TIOCLINUX), _refuse(), allow))
+    code += _when(calls["ioctl"], _arg(1) + _one_of(REFUSED_IOCTLS, _refuse(), allow))
     for call, mode_index in (("mknod", 1), ("mknodat", 2)):
         if calls[call]:
             mode = _arg(mode_index) + _op(_AND, _S_IFMT)
             code += _when(calls[call], mode + _one_of((_S_IFCHR, _S_IFBLK), _refuse(), allow))
     return code + allow
+
+
+def denied_names(machine: str | None = None) -> set[str]:
+    """The calls that are refused whatever their arguments."""
+    return {*_COMMON, *_DENIED[machine or platform.machine()]}
 
 
 def denied_calls(machine: str | None = None) -> int:

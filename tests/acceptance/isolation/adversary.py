@@ -205,7 +205,7 @@ def processes() -> None:
         attempt("processes", f"signal {name}", lambda pid=pid: os.kill(pid, 0))
         attempt("processes", f"look at {name}", read(f"/proc/{pid}/cmdline"))
     attempt("processes", "see others", others)
-    for pid in (1, 2):
+    for pid in TARGETS.get("guarded_pids", (1, 2)) or (os.getppid(),):
         for part in ("mem", "environ", "maps", "fd/1", "root/etc/passwd", "cwd/."):
             attempt("processes", f"/proc/{pid}/{part}", read(f"/proc/{pid}/{part}"))
         attempt("processes", f"see open files of {pid}", lambda pid=pid: open_files(pid))

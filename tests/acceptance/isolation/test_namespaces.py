@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from factory_server.core.sandbox import DriverInfo, Enforcement, Limits, Sandbox, SandboxSpec, Tier
+from factory_server.core.sandbox import Driver, DriverInfo, Enforcement, Limits, Sandbox, SandboxSpec, Tier
+from factory_server.drivers.namespaces import launcher
 from factory_server.drivers.namespaces.driver import NamespacesDriver
 from tests.contract.small_agent import ask
 
@@ -34,13 +35,14 @@ MARKER = "marker-" + secrets.token_hex(16)
 class Crews:
     """Red has the adversary and a mate; blue has the victim."""
 
-    driver: NamespacesDriver
+    driver: Driver
     info: DriverInfo
     state: Path
     evil: Sandbox
     mate: Sandbox
     victim: Sandbox
     victim_service: str
+    where: launcher.Places
 
 
 @pytest.fixture
@@ -56,7 +58,8 @@ async def crews() -> AsyncIterator[Crews]:
         services = {sandbox.instance: await driver.publish(sandbox.instance) for sandbox in made}
         await driver.wire("evil-g1", {"mate.sock": services["mate-g1"].removeprefix("unix://")})
         await driver.wire("mate-g1", {"evil.sock": services["evil-g1"].removeprefix("unix://")})
-        yield Crews(driver, await driver.probe(), state, *made, victim_service=services["victim-g1"])
+        service, where = services["victim-g1"], driver._files.where
+        yield Crews(driver, await driver.probe(), state, *made, victim_service=service, where=where)
         await driver.terminate()
 
 
@@ -88,7 +91,7 @@ def listeners() -> Iterator[dict[str, Any]]:
 
 def targets(crews: Crews, listeners: dict[str, Any], files: list[str]) -> dict[str, Any]:
     """What the adversary is told: every host path and number, as if it had found them out."""
-    where = crews.driver._files.where
+    where = crews.where
     found = {p.name: p for p in crews.info.properties}
     return {
         "areas": AREAS,
