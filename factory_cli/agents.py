@@ -65,6 +65,22 @@ async def stop(client: Client, out: Output, reference: str, grace_s: float) -> N
     _show(out, answer.agent)
 
 
+async def hibernate(client: Client, out: Output, reference: str) -> None:
+    """Store an agent's state and end its instance."""
+    request = factory_service_pb2.HibernateAgentRequest(
+        request_id=new_id(), agent=await client.agent_id(reference)
+    )
+    _show(out, (await client.factory.HibernateAgent(request, timeout=CALL_WITHIN_S)).agent)
+
+
+async def wake(client: Client, out: Output, reference: str) -> None:
+    """Bring a hibernating agent back; answers when it is READY."""
+    request = factory_service_pb2.WakeAgentRequest(
+        request_id=new_id(), agent=await client.agent_id(reference)
+    )
+    _show(out, (await client.factory.WakeAgent(request, timeout=CALL_WITHIN_S)).agent)
+
+
 async def spawn(client: Client, out: Output, profile: str, name: str, crew: str) -> None:
     """Make one agent and wait until it is READY."""
     request = factory_service_pb2.SpawnAgentRequest(

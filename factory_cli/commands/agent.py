@@ -60,6 +60,22 @@ def stop(context: typer.Context, agent: AgentRef, grace: GraceS = 0.0) -> None:
 
 
 @app.command()
+def hibernate(context: typer.Context, agent: AgentRef) -> None:
+    """Store an agent's state and end its instance, until it is needed."""
+    from factory_cli import agents
+
+    with_client(context, lambda client, out: agents.hibernate(client, out, agent))
+
+
+@app.command()
+def wake(context: typer.Context, agent: AgentRef) -> None:
+    """Bring a hibernating agent back."""
+    from factory_cli import agents
+
+    with_client(context, lambda client, out: agents.wake(client, out, agent))
+
+
+@app.command()
 def spawn(
     context: typer.Context,
     profile: Annotated[str, typer.Argument(help="The profile's name.")],

@@ -88,3 +88,10 @@ async def test_a_killed_member_comes_back_with_the_next_generation(run, crew):
     assert [int(step["generation"]) for step in healed] == [1, 2]
     after = await document(run, f"agent get {crew}/coder-1")
     assert (after["id"], int(after["generation"])) == (before["id"], 2)
+
+
+async def test_an_agent_hibernates_and_wakes_by_hand(run, crew):
+    asleep = await document(run, f"agent hibernate {crew}/planner")
+    assert asleep["state"] == "AGENT_STATE_HIBERNATING"
+    awake = await document(run, f"agent wake {crew}/planner")
+    assert (awake["state"], awake["generation"]) == ("AGENT_STATE_READY", "2")
