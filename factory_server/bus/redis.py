@@ -156,6 +156,7 @@ class RedisBus:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(keys.DOORBELL)
+                    _end_if_cancelled()
                     async for message in pubsub.listen():
                         pause_s = RECONNECT_FIRST_S
                         if message["type"] == "message":
@@ -172,6 +173,7 @@ async def _asked(deadline_s: float = COMMAND_MAX_S) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(deadline_s):
             yield
+        _end_if_cancelled()
     except FactoryError:
         raise
     except TimeoutError as error:
@@ -184,7 +186,8 @@ async def _asked(deadline_s: float = COMMAND_MAX_S) -> AsyncIterator[None]:
 
 
 def _end_if_cancelled() -> None:
-    """redis-py turns a cancellation that meets it while it connects into an error of its own."""
+    """A cancellation that meets redis-py while it connects may be lost: `asyncio.wait_for`, which it uses
+    there, gives its answer instead where that has just come (until Python 3.12)."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
