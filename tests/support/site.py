@@ -33,6 +33,7 @@ from factory_server.services.parts import Parts
 from factory_server.store import PostgresStore
 
 WITHIN_S = 20.0
+CRASHED_WITHIN_S = 10.0
 POLL_S = 0.01
 
 Wrap = Callable[[str, Any], Any]
@@ -91,10 +92,13 @@ class Plant:
     async def crash(self) -> None:
         """End every task of the factory wherever it waits, as a kill would; leases are not given back."""
         task, self.task = self.task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if task is None:
+            return
+        task.cancel()
+        _, pending = await asyncio.wait((task,), timeout=CRASHED_WITHIN_S)
+        assert not pending, f"these do not end: {[t.get_name() for t in asyncio.all_tasks()]}"
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 @dataclass(eq=False)
@@ -150,8 +154,13 @@ class Site:
             await store.set_pool("python", pool, None, "test")
         plant.task = self.group.create_task(self._run(plant), name=f"factory {owner}")
         ready = self.group.create_task(plant.reconciler.ready.wait(), name="ready")
-        await asyncio.wait((ready, plant.task), return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
+        try:
+            await asyncio.wait((ready, plant.task), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await plant.crash()
+            raise
+        finally:
+            ready.cancel()
         return plant
 
     async def _run(self, plant: Plant) -> None:
