@@ -9,10 +9,12 @@ from model_agents import ModelAgents
 from support.site import Site, open_site
 from support.valkey import ValkeyServer, running_valkey
 
-from factory_server.services import broadcast, keeper, reconciler, sessions, sweeper, tasks
+from factory_server.services import agents, assemble, broadcast, keeper, reconciler, sessions, sweeper, tasks
 
 QUICK = {
     (reconciler, "LEASE_S"): 0.9,
+    (assemble, "LEASE_S"): 0.9,
+    (agents, "LEASE_S"): 0.9,
     (reconciler, "SCAN_S"): 0.2,
     (reconciler, "SWEEP_S"): 0.3,
     (reconciler, "REAP_S"): 0.3,
@@ -45,8 +47,8 @@ async def site(
     for (module, name), value in QUICK.items():
         monkeypatch.setattr(module, name, value)
     sim_valkey_server.empty()
-    agents = ModelAgents()
-    opened = open_site(postgres_url, sim_valkey_server.url, agent=silent_agent, open_line=agents.open_line)
+    models = ModelAgents()
+    opened = open_site(postgres_url, sim_valkey_server.url, agent=silent_agent, open_line=models.open_line)
     async with opened as made:
-        agents.host = made.host
+        models.host = made.host
         yield made

@@ -1,4 +1,4 @@
-"""A cancellation is never lost in the bus's client: a factory that shuts down while the bus comes back must end."""
+"""A cancellation is never lost in the bus's client: a factory that shuts down must end."""
 
 from __future__ import annotations
 
