@@ -61,6 +61,7 @@ log = logging.getLogger("factory")
 
 DRAIN_S = 3.0
 HOLD_AGAIN_S = 0.5
+HOLD_TRIES = 5
 BASE = "python"
 
 
@@ -258,7 +259,7 @@ async def hold(settings: config.Config) -> None:
     """Keep the sandboxes' fork server alive until SIGTERM or SIGINT: it needs privileges that no factory needs."""
     stop = _told_to_stop()
     driver = _driver(settings)
-    await driver.start()
+    await _start_to_hold(driver)
     async with await serve_metrics(settings.metrics, lambda: not stop.is_set()), asyncio.TaskGroup() as group:
         # Listening for exits also starts a new fork server where the old one died.
         listening = group.create_task(_listen(driver), name="exits")
@@ -266,6 +267,20 @@ async def hold(settings: config.Config) -> None:
         await stop.wait()
         listening.cancel()
     await driver.close()
+
+
+async def _start_to_hold(driver: Driver) -> None:
+    """A fork server that dies while we meet it gets a successor; a host that allows none is told after a while."""
+    for left in reversed(range(HOLD_TRIES)):
+        try:
+            await driver.start()
+        except FactoryError as error:
+            if not left:
+                raise
+            log.warning("cannot start", extra={"action": "hold_again", "error": str(error)})
+            await asyncio.sleep(HOLD_AGAIN_S)
+        else:
+            return
 
 
 async def _listen(driver: Driver) -> None:

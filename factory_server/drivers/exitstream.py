@@ -75,6 +75,8 @@ class ExitHub:
         """A new consumer."""
         stream = ExitStream(self)
         self._streams.append(stream)
+        if not self.closed:
+            stream.push(None)  # the source may have been lost while nobody listened
         return stream
 
     def leave(self, stream: ExitStream) -> None:
