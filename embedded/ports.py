@@ -24,7 +24,7 @@ def choose(home: Path, held: Collection[str] = ()) -> dict[str, int]:
     ports: dict[str, int] = {}
     for name in NAMES:
         port = saved.get(name)
-        if port is None or not (name in held or _free(port) or _ours(port, home)):
+        if port is None or not (name in held or is_free(port) or _ours(port, home)):
             port = _fresh({*saved.values(), *ports.values()})
         ports[name] = port
     write_atomically(file, json.dumps(ports, indent=1))
@@ -48,10 +48,11 @@ def _saved(file: Path) -> dict[str, int]:
 
 def _fresh(taken: Collection[int]) -> int:
     candidates = random.sample(range(LOWEST, HIGHEST + 1), 200)
-    return next(port for port in candidates if port not in taken and _free(port))
+    return next(port for port in candidates if port not in taken and is_free(port))
 
 
-def _free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a program could listen there now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from embedded.ports import is_free
 from factory_cli import local
 from factory_cli.doctor import Finding, Health
 
@@ -124,13 +124,13 @@ def ports(place: Path) -> Sequence[Finding]:
     chosen = local.ports(place)
     if chosen and (place / "client.json").exists():
         return [Finding("ports", Health.OK, f"in use by the stack: {', '.join(map(str, chosen.values()))}")]
-    taken = [f"{name} {port}" for name, port in chosen.items() if not _bindable(port)]
+    taken = [f"{name} {port}" for name, port in chosen.items() if not is_free(port)]
     if taken:
         detail = f"taken: {', '.join(taken)}"
         return [
             Finding("ports", Health.DEGRADED, detail, "others are chosen at the next start", required=False)
         ]
-    if not _bindable(0):
+    if not is_free(0):
         return [
             Finding("ports", Health.MISSING, "cannot listen on 127.0.0.1", "bring the loopback interface up")
         ]
@@ -168,13 +168,3 @@ def _wheel_binary(name: str, module: str, distribution: str, place: str) -> Find
         mend = "use a server of your own by --database-url and --bus-url of factory_server"
         return Finding(name, Health.MISSING, detail, mend)
     return Finding(name, Health.OK, f"{_version(distribution)} at {binary}")
-
-
-def _bindable(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

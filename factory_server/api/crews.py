@@ -18,7 +18,7 @@ from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import OutOfRange
 from factory_server.services import assemble, context, disband, watch
 from factory_server.services.broadcast import Broadcasts, Progress
-from factory_server.services.disband import seconds
+from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.tasks import Tasks

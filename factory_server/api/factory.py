@@ -13,7 +13,7 @@ from factory_server.api.registry import RegistryMethods, RegistryUses
 from factory_server.core import manifest
 from factory_server.core.errors import Denied, FieldViolation, Invalid
 from factory_server.core.sandbox import DriverInfo, Enforcement
-from factory_server.services.disband import seconds
+from factory_server.services.durations import seconds
 from hyperfactory.v1 import factory_service_pb2 as pb
 from hyperfactory.v1 import factory_service_pb2_grpc
 from wire.identity import TRUST_DOMAIN, Identity

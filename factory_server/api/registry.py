@@ -14,7 +14,7 @@ from factory_server.core import filters
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import Refused
 from factory_server.services import agents, health, hibernate, pool, wake
-from factory_server.services.disband import seconds
+from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.registry import RegistryFeed

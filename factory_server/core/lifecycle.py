@@ -67,7 +67,8 @@ LIVE = (S.PROVISIONING, S.WARMING, S.READY, S.BUSY, S.HIBERNATING, S.UNHEALTHY)
 TERMINAL = (S.STOPPED, S.FAILED)
 SERVING = (S.READY, S.BUSY)
 """States in which an agent answers calls."""
-HAS_SESSION = (S.READY, S.BUSY)
+CREW_ENDED = (CrewState.DISBANDED, CrewState.FAILED)
+"""Terminal states of a crew."""
 
 TABLE: tuple[Transition, ...] = (
     Transition(None, E.REQUESTED, S.PROVISIONING, "assemble, spawn, scale"),

@@ -9,7 +9,7 @@ from factory_server.core import model
 from factory_server.core.errors import FieldViolation, Invalid, Refused
 from factory_server.core.lifecycle import SERVING, AgentState
 from factory_server.services.assemble import LOOK_AGAIN_S, wait_assembled
-from factory_server.services.disband import seconds
+from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import LEASE_S, Reconciler
 from factory_server.services.requests import key_of

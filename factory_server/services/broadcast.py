@@ -12,8 +12,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError, FieldViolation, Invalid, Refused, Stale, Unavailable
-from factory_server.core.lifecycle import AgentState
-from factory_server.services.disband import seconds
+from factory_server.core.lifecycle import LIVE, AgentState
+from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from factory_server.services.sessions import Session, Sessions
@@ -30,14 +30,6 @@ QUEUE_MAX = 50_000
 LOOK_AGAIN_S = 1.0
 RECORD_AGAIN_S = 0.2
 GONE = (AgentState.STOPPED, AgentState.FAILED, AgentState.DRAINING)
-LIVE = (
-    AgentState.PROVISIONING,
-    AgentState.WARMING,
-    AgentState.READY,
-    AgentState.BUSY,
-    AgentState.HIBERNATING,
-    AgentState.UNHEALTHY,
-)
 PENDING = "PENDING"
 
 

@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Value
 from factory_server.core import model
 from factory_server.core.errors import FactoryError, FieldViolation, Invalid, NotFound, Refused
 from factory_server.core.lifecycle import CrewState
-from factory_server.services.parts import Parts
+from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.requests import key_of
 from hyperfactory.v1 import crew_service_pb2
 
@@ -87,7 +87,7 @@ async def restore(parts: Parts, crew: model.CrewRow, *, mirrored: bool) -> None:
     """Put the manifest's values on the bus where they are missing, and (unless the crew is new) the newer ones
     that the store mirrored."""
     rows = {
-        key: model.ContextRow(key, json.dumps(MessageToDict(value)), 1, "factory")
+        key: model.ContextRow(key, json.dumps(MessageToDict(value)), 1, ACTOR)
         for key, value in crew.manifest.context.items()
     }
     if mirrored:

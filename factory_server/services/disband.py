@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
-
 from factory_server.core import model
-from factory_server.core.lifecycle import CrewState
+from factory_server.core.lifecycle import CREW_ENDED
+from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.requests import key_of
 from hyperfactory.v1 import crew_service_pb2
 
 LOOK_AGAIN_S = 0.5
-TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
 
 
 async def disband(
@@ -38,11 +36,6 @@ async def wait_gone(parts: Parts, crew_id: str) -> model.CrewRow:
     with parts.hub.subscribe(crew_id) as rings:
         while True:
             crew = await parts.store.get_crew(crew_id)
-            if crew.state in TERMINAL:
+            if crew.state in CREW_ENDED:
                 return crew
             await rings.wait(LOOK_AGAIN_S)
-
-
-def seconds(duration: Duration, default: float = 0.0) -> float:
-    """A proto duration in seconds; the default where it is not set."""
-    return duration.seconds + duration.nanos / 1e9 if duration.seconds or duration.nanos else default

@@ -11,11 +11,10 @@ from pathlib import Path
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentState
 from factory_server.core.model import AgentRow
-from factory_server.services.parts import Parts
+from factory_server.services.parts import ACTOR, Parts
 
 log = logging.getLogger("factory.doorsteps")
 
-ACTOR = "factory"
 KNOCKING_MAX = 64
 WAIT_MAX_S = 30.0
 EVERYBODY = 0o666

@@ -18,8 +18,7 @@ from factory_server.core.errors import FactoryError, Refused
 from factory_server.core.lifecycle import SERVING, AgentEvent, AgentState
 from factory_server.core.reconcile import Decision, Job
 from factory_server.services.hub import REAPER
-from factory_server.services.parts import Parts
-from factory_server.services.provision import ACTOR
+from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.sessions import Sessions
 from factory_server.services.steps import narrate
 from hyperfactory.v1 import agent_service_pb2

@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 
 from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError
-from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
+from factory_server.core.lifecycle import CREW_ENDED, AgentEvent, AgentState, CrewState
 from factory_server.core.reconcile import Job
 from factory_server.services import context, hibernation, provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
 from factory_server.services.known import KnownCrew
 from factory_server.services.owned import spawn
-from factory_server.services.parts import Parts
-from factory_server.services.provision import ACTOR, Phases
+from factory_server.services.parts import ACTOR, Parts
+from factory_server.services.provision import Phases
 from factory_server.services.sessions import Session, Sessions
 from factory_server.services.steps import StepBatcher, replace_step, simple_step
 from factory_server.services.wiring import WIRED, Wiring
@@ -31,7 +31,6 @@ LOOK_AGAIN_S = 5.0
 """The safety net under the doorbells."""
 TROUBLE_PAUSE_S = 0.2
 LOST_FROM = (AgentState.WARMING, AgentState.READY, AgentState.BUSY)
-TERMINAL = (CrewState.DISBANDED, CrewState.FAILED)
 
 
 class Keeper:
@@ -162,7 +161,7 @@ class Keeper:
         crew = self.known.see(given or await self._parts.store.get_crew(self.crew_id))
         self._forget_the_gone()
         self.seen.set()
-        if crew.state in TERMINAL:
+        if crew.state in CREW_ENDED:
             return None
         if not self._prepared:
             await self._prepare_if_possible(crew)

@@ -14,6 +14,9 @@ from factory_server.services.hub import Hub
 from factory_server.services.measures import Measures
 from hyperfactory.v1 import crew_service_pb2
 
+ACTOR = "factory"
+"""Who acts where no caller does, as events name it."""
+
 
 def utc_now() -> datetime:
     """The wall clock; it is the database's where both run on one host, and kept near it by NTP elsewhere."""

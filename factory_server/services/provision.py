@@ -9,17 +9,15 @@ from dataclasses import replace as with_fields
 
 from factory_server.core import model, ports, reconcile
 from factory_server.core.errors import FactoryError, Invalid, Refused
-from factory_server.core.lifecycle import AgentEvent, AgentState
+from factory_server.core.lifecycle import TERMINAL, AgentEvent, AgentState
 from factory_server.core.sandbox import Limits, SandboxSpec
-from factory_server.services.parts import Parts
+from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.sessions import Sessions
 from factory_server.services.wiring import Wiring
 from hyperfactory.v1 import agent_service_pb2, types_pb2
 
 log = logging.getLogger("factory.provision")
 
-ACTOR = "factory"
-GONE_STATES = (AgentState.STOPPED, AgentState.FAILED)
 
 StepOne = Callable[[model.Step], Awaitable[model.AgentRow | None]]
 
@@ -53,7 +51,7 @@ def roster_of(agents: Sequence[model.AgentRow], revision: int) -> agent_service_
                 agent=a.id, name=a.name, generation=a.generation, group=a.group, profile=a.profile
             )
             for a in agents
-            if a.state not in GONE_STATES
+            if a.state not in TERMINAL
         ],
     )
 

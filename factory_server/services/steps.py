@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError, Unavailable
 from factory_server.core.lifecycle import AgentEvent, AgentState
-from factory_server.services.parts import Parts
+from factory_server.services.parts import ACTOR, Parts
 
 log = logging.getLogger("factory.steps")
 
@@ -113,7 +113,7 @@ def narrate(parts: Parts, stepped: model.Stepped) -> None:
 def simple_step(agent: model.AgentRow, event: AgentEvent, why: reconcile.Decision) -> model.Step:
     """The factory's own step from the state that the row shows."""
     return model.Step(
-        agent.id, agent.generation, (agent.state,), event, "factory", reason=why.reason, message=why.message
+        agent.id, agent.generation, (agent.state,), event, ACTOR, reason=why.reason, message=why.message
     )
 
 
@@ -124,7 +124,7 @@ def replace_step(agent: model.AgentRow) -> model.Step:
         agent.generation,
         (AgentState.UNHEALTHY,),
         AgentEvent.REPLACE,
-        "factory",
+        ACTOR,
         reason="Replaced",
         message=agent.message,
     )

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError, NotFound
-from factory_server.core.lifecycle import AgentState, CrewState
+from factory_server.core.lifecycle import CREW_ENDED, AgentState
 from factory_server.core.model import InstanceState
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import Parts
@@ -19,7 +19,6 @@ log = logging.getLogger("factory.sweeper")
 
 PAGE = 500
 CREATE_SLACK_S = 2.0
-GONE = (CrewState.DISBANDED, CrewState.FAILED)
 WITHOUT_INSTANCE = (AgentState.FAILED, AgentState.HIBERNATING)
 
 
@@ -115,7 +114,7 @@ class Sweeper:
 
     async def _crew_is_gone(self, crew: str) -> bool:
         try:
-            return (await self._parts.store.get_crew(crew)).state in GONE
+            return (await self._parts.store.get_crew(crew)).state in CREW_ENDED
         except NotFound:
             return True
 

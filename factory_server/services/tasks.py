@@ -21,7 +21,7 @@ from factory_server.core.errors import (
     Unavailable,
 )
 from factory_server.core.lifecycle import AgentState
-from factory_server.services.disband import seconds
+from factory_server.services.durations import seconds
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, AgentState
-from factory_server.services.parts import Parts
-from factory_server.services.provision import ACTOR
+from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.sessions import Sessions
 
 log = logging.getLogger("factory.teardown")
