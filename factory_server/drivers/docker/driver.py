@@ -96,9 +96,11 @@ class DockerDriver:
             raise Unavailable("the engine gives no events") from None
         tenancy = self._tenancy = await host.in_thread(directories.Tenancy, host.files)
         alone = await host.in_thread(tenancy.alone)
-        found = await self._keeper.reconcile()
-        if alone:  # or else what looks half-made may be another process's, which still makes it
-            await self._sweep(found)
+        async with self._learning:  # what we wipe here, nobody may be adopting
+            found = await self._keeper.reconcile()
+            if alone:  # or else what looks half-made may be another process's, which still makes it
+                await self._sweep(found)
+        if alone:
             self._sweeping = self._tasks.create_task(self._sweep_late(tenancy), name="docker-sweep")
         await host.in_thread(tenancy.share)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ class Keeper:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._adopting = asyncio.Lock()  # several look at once: at start, after a gap, for a stranger's socket
 
     async def on_event(self, event: Event) -> None:
         """A container ended."""
@@ -67,7 +69,8 @@ class Keeper:
                 await self._bury(living.sandbox.container_id, living.sandbox.instance)
         for one in found:
             if one.id in live and not self._is_known(one.instance):
-                await self._adopt(one)
+                async with self._adopting:
+                    await self._adopt(one)
         return found
 
     def _is_known(self, instance: str) -> bool:
@@ -85,8 +88,10 @@ class Keeper:
             self._host.roster.end(living, how)
 
     async def _adopt(self, one: Found) -> None:
-        """Take a container of an earlier life over, if it serves."""
+        """Take a container of an earlier life over, if it serves and nobody was quicker."""
         host = self._host
+        if self._is_known(one.instance):
+            return
         state = await host.engine.read(lambda c: containers.state(c, one.id), what="adopt a sandbox")
         ready = bool(state) and await host.in_thread(directories.adopt_control, host.files, one.instance)
         if ready and not self._is_known(one.instance):

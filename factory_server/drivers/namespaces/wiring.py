@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -22,18 +23,22 @@ class NotASocketError(OSError):
 
 
 def adopt(source: Path, target: Path, *, mode: int) -> None:
-    """Make `target` a hard link to the socket at `source`, replacing what was there."""
-    fresh = target.with_name(f".{target.name}")
+    """Make `target` a hard link to the socket at `source`, replacing what was there.
+
+    The name it has on the way is this thread's alone: replicas that share the directories may adopt the same
+    socket at the same time, and all of them succeed.
+    """
+    fresh = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}")
     fresh.unlink(missing_ok=True)
     try:
         os.link(source, fresh, follow_symlinks=False)
-    except FileNotFoundError as error:
-        raise NotASocketError(f"no socket '{source.name}' was made") from error
-    if not stat.S_ISSOCK(fresh.lstat().st_mode):
-        fresh.unlink()
-        raise NotASocketError(f"'{source.name}' is not a socket")
-    fresh.chmod(mode)
-    _replace(fresh, target)
+        if not stat.S_ISSOCK(fresh.lstat().st_mode):
+            fresh.unlink()
+            raise NotASocketError(f"'{source.name}' is not a socket")
+        fresh.chmod(mode)
+        _replace(fresh, target)
+    except FileNotFoundError as error:  # never made, or taken away while we looked
+        raise NotASocketError(f"there is no socket '{source.name}'") from error
 
 
 def _replace(fresh: Path, target: Path) -> None:
