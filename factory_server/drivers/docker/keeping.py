@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._adopting = asyncio.Lock()  # several look at once: at start, after a gap, for a stranger's socket
+        self._adopting = asyncio.Lock()  # several look at once: at start, after a gap, for news
 
     async def on_event(self, event: Event) -> None:
         """A container ended."""

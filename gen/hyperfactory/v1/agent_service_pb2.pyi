@@ -171,6 +171,26 @@ class AssumeRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     AGENT_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -185,6 +205,8 @@ class AssumeRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    SKILLS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """The agent's id."""
     uid: _builtins.str
@@ -223,6 +245,14 @@ class AssumeRequest(_message.Message):
     def state(self) -> Global___StateBlob:
         """State to take back before it serves; absent for a fresh agent."""
 
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The secrets that the profile refers to, by name. They never leave the instance's memory."""
+
+    @_builtins.property
+    def skills(self) -> _containers.RepeatedCompositeFieldContainer[Global___MountedSkill]:
+        """Skill packs that lie at /skills/<name> already."""
+
     def __init__(
         self,
         *,
@@ -240,14 +270,78 @@ class AssumeRequest(_message.Message):
         state: Global___StateBlob | None = ...,
         group: _builtins.str = ...,
         egress: _builtins.bool = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        skills: _abc.Iterable[Global___MountedSkill] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "identity", b"identity", "roster", b"roster", "spec", b"spec", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "authority", b"authority", "bus", b"bus", "crew", b"crew", "egress", b"egress", "generation", b"generation", "group", b"group", "identity", b"identity", "name", b"name", "profile", b"profile", "roster", b"roster", "spec", b"spec", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "authority", b"authority", "bus", b"bus", "crew", b"crew", "egress", b"egress", "generation", b"generation", "group", b"group", "identity", b"identity", "name", b"name", "profile", b"profile", "roster", b"roster", "secrets", b"secrets", "skills", b"skills", "spec", b"spec", "state", b"state", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssumeRequest: _TypeAlias = AssumeRequest  # noqa: Y015
+
+@_typing.final
+class MountedSkill(_message.Message):
+    """A skill pack that lies at /skills/<name>, read-only; the factory has checked it against its digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The pack's name."""
+    digest: _builtins.str
+    """`sha256:…` of its canonical manifest."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillTool]:
+        """Scripts that declare a tool."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        tools: _abc.Iterable[Global___SkillTool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MountedSkill: _TypeAlias = MountedSkill  # noqa: Y015
+
+@_typing.final
+class SkillTool(_message.Message):
+    """A script of a skill pack, offered as a tool: its arguments come as JSON on standard input, its result is what
+    it prints.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    SCRIPT_FIELD_NUMBER: _builtins.int
+    script: _builtins.str
+    """The script, relative to the pack, as `scripts/count.py`."""
+    @_builtins.property
+    def tool(self) -> Global___Tool:
+        """The tool, as the agent offers it."""
+
+    def __init__(
+        self,
+        *,
+        tool: Global___Tool | None = ...,
+        script: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["script", b"script", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkillTool: _TypeAlias = SkillTool  # noqa: Y015
 
 @_typing.final
 class AssumeResponse(_message.Message):
@@ -440,25 +534,65 @@ class DeliverResponse(_message.Message):
 
     RECEIPTS_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     attached: _builtins.bool
     """Sent once, first: the session stands."""
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignalReceipt]:
         """The answer; several may travel together."""
 
+    @_builtins.property
+    def report(self) -> Global___AgentReport:
+        """What the agent offers now: sent once after the session stands, and with each change. Absent: no change."""
+
     def __init__(
         self,
         *,
         receipts: _abc.Iterable[Global___SignalReceipt] | None = ...,
         attached: _builtins.bool = ...,
+        report: Global___AgentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "receipts", b"receipts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "receipts", b"receipts", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliverResponse: _TypeAlias = DeliverResponse  # noqa: Y015
+
+@_typing.final
+class AgentReport(_message.Message):
+    """What an agent offers and how its capabilities are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Rises with each report of one instance."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """All its tools, by name, whatever the scope."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Condition]:
+        """How its capabilities are, as `McpServer/<name>`: a crashed one is a condition, not the agent's death."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        conditions: _abc.Iterable[_types_pb2.Condition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "revision", b"revision", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentReport: _TypeAlias = AgentReport  # noqa: Y015
 
 @_typing.final
 class SignalReceipt(_message.Message):
@@ -784,15 +918,32 @@ class Tool(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    DESTRUCTIVE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    OPEN_WORLD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, `[A-Za-z0-9_-]{1,64}`."""
     description: _builtins.str
     """For people and models."""
     read_only: _builtins.bool
     """It changes nothing."""
+    title: _builtins.str
+    """For people, short."""
+    destructive: _builtins.bool
+    """It may destroy what was there. A hint of the tool itself."""
+    idempotent: _builtins.bool
+    """The same call again changes nothing more. A hint of the tool itself."""
+    open_world: _builtins.bool
+    """It reaches things outside the sandbox. A hint of the tool itself."""
     @_builtins.property
     def input_schema(self) -> _struct_pb2.Struct:
         """JSON Schema of its arguments."""
+
+    @_builtins.property
+    def output_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its structured result; absent where it makes no promise."""
 
     def __init__(
         self,
@@ -801,12 +952,28 @@ class Tool(_message.Message):
         description: _builtins.str = ...,
         input_schema: _struct_pb2.Struct | None = ...,
         read_only: _builtins.bool = ...,
+        title: _builtins.str = ...,
+        output_schema: _struct_pb2.Struct | None = ...,
+        destructive: _builtins.bool | None = ...,
+        idempotent: _builtins.bool | None = ...,
+        open_world: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "destructive", b"destructive", "idempotent", b"idempotent", "input_schema", b"input_schema", "open_world", b"open_world", "output_schema", b"output_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "input_schema", b"input_schema", "name", b"name", "read_only", b"read_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "description", b"description", "destructive", b"destructive", "idempotent", b"idempotent", "input_schema", b"input_schema", "name", b"name", "open_world", b"open_world", "output_schema", b"output_schema", "read_only", b"read_only", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__destructive: _TypeAlias = _typing.Literal["destructive"]  # noqa: Y015
+    _WhichOneofArgType__destructive: _TypeAlias = _typing.Literal["_destructive", b"_destructive"]  # noqa: Y015
+    _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
+    _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
+    _WhichOneofReturnType__open_world: _TypeAlias = _typing.Literal["open_world"]  # noqa: Y015
+    _WhichOneofArgType__open_world: _TypeAlias = _typing.Literal["_open_world", b"_open_world"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__destructive) -> _WhichOneofReturnType__destructive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open_world) -> _WhichOneofReturnType__open_world | None: ...
 
 Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
@@ -1129,16 +1296,22 @@ class MountSkillRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SKILL_FIELD_NUMBER: _builtins.int
+    MOUNTED_FIELD_NUMBER: _builtins.int
     skill: _builtins.str
     """`name@sha256:…`."""
+    @_builtins.property
+    def mounted(self) -> Global___MountedSkill:
+        """The same, with its tools."""
+
     def __init__(
         self,
         *,
         skill: _builtins.str = ...,
+        mounted: Global___MountedSkill | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mounted", b"mounted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["skill", b"skill"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounted", b"mounted", "skill", b"skill"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

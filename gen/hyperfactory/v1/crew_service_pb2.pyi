@@ -77,6 +77,34 @@ MEMBER_FAILURE_LEAVE: MemberFailure.ValueType  # 3
 """It is left FAILED."""
 Global___MemberFailure: _TypeAlias = MemberFailure  # noqa: Y015
 
+class _NetworkMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_MODE_UNSPECIFIED: _NetworkMode.ValueType  # 0
+    """Sockets, or a network where a member's profile declares TCP ports."""
+    NETWORK_MODE_SOCKETS: _NetworkMode.ValueType  # 1
+    """Unix sockets only: members have no network stack but loopback."""
+    NETWORK_MODE_BRIDGE: _NetworkMode.ValueType  # 2
+    """Also a network of the crew's own, with the members' names; closed to the host, to other crews and to the
+    outside. FAILED_PRECONDITION where the driver has none.
+    """
+
+class NetworkMode(_NetworkMode, metaclass=_NetworkModeEnumTypeWrapper):
+    """What a crew's members reach each other by."""
+
+NETWORK_MODE_UNSPECIFIED: NetworkMode.ValueType  # 0
+"""Sockets, or a network where a member's profile declares TCP ports."""
+NETWORK_MODE_SOCKETS: NetworkMode.ValueType  # 1
+"""Unix sockets only: members have no network stack but loopback."""
+NETWORK_MODE_BRIDGE: NetworkMode.ValueType  # 2
+"""Also a network of the crew's own, with the members' names; closed to the host, to other crews and to the
+outside. FAILED_PRECONDITION where the driver has none.
+"""
+Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
+
 class _LagPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -209,8 +237,11 @@ class CrewNetwork(_message.Message):
 
     ALLOW_EGRESS_FIELD_NUMBER: _builtins.int
     EGRESS_HOSTS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     allow_egress: _builtins.bool
     """Members may reach the outside through the egress proxy."""
+    mode: Global___NetworkMode.ValueType
+    """What members reach each other by."""
     @_builtins.property
     def egress_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these hosts; empty with allow_egress: any public host."""
@@ -220,10 +251,11 @@ class CrewNetwork(_message.Message):
         *,
         allow_egress: _builtins.bool = ...,
         egress_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___NetworkMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_egress", b"allow_egress", "egress_hosts", b"egress_hosts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_egress", b"allow_egress", "egress_hosts", b"egress_hosts", "mode", b"mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,31 +29,35 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from hyperfactory.v1 import types_pb2 as hyperfactory_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chyperfactory/v1/events.proto\x12\x0fhyperfactory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bhyperfactory/v1/types.proto\"}\n\x08\x43rewStep\x12(\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1a.hyperfactory.v1.CrewState\x12&\n\x02to\x18\x02 \x01(\x0e\x32\x1a.hyperfactory.v1.CrewState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb1\x01\n\tAgentStep\x12)\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1b.hyperfactory.v1.AgentState\x12\'\n\x02to\x18\x02 \x01(\x0e\x32\x1b.hyperfactory.v1.AgentState\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t\"f\n\x06Signal\x12\x11\n\tbroadcast\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12(\n\x07payload\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07targets\x18\x04 \x01(\x05\"\xca\x01\n\x07Receipt\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12,\n\x05stage\x18\x03 \x01(\x0e\x32\x1d.hyperfactory.v1.ReceiptStage\x12*\n\x07latency\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tbroadcast\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t\"f\n\x08TaskStep\x12\x0c\n\x04task\x18\x01 \x01(\t\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.hyperfactory.v1.TaskPhase\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"T\n\rContextChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12%\n\x05value\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\"\xbc\x03\n\x05\x45vent\x12\x0c\n\x04\x63rew\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04type\x18\x04 \x01(\x0e\x32\x1a.hyperfactory.v1.EventType\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12.\n\tcrew_step\x18\n \x01(\x0b\x32\x19.hyperfactory.v1.CrewStepH\x00\x12\x30\n\nagent_step\x18\x0b \x01(\x0b\x32\x1a.hyperfactory.v1.AgentStepH\x00\x12)\n\x06signal\x18\x0c \x01(\x0b\x32\x17.hyperfactory.v1.SignalH\x00\x12+\n\x07receipt\x18\r \x01(\x0b\x32\x18.hyperfactory.v1.ReceiptH\x00\x12)\n\x04task\x18\x0e \x01(\x0b\x32\x19.hyperfactory.v1.TaskStepH\x00\x12\x31\n\x07\x63ontext\x18\x0f \x01(\x0b\x32\x1e.hyperfactory.v1.ContextChangeH\x00\x42\t\n\x07payload*\xba\x01\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_TYPE_CREW_STATE\x10\x01\x12\x1a\n\x16\x45VENT_TYPE_AGENT_STATE\x10\x02\x12\x15\n\x11\x45VENT_TYPE_SIGNAL\x10\x03\x12\x16\n\x12\x45VENT_TYPE_RECEIPT\x10\x04\x12\x13\n\x0f\x45VENT_TYPE_TASK\x10\x05\x12\x16\n\x12\x45VENT_TYPE_CONTEXT\x10\x06*\xb9\x01\n\x0cReceiptStage\x12\x1d\n\x19RECEIPT_STAGE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STAGE_DELIVERED\x10\x01\x12\x17\n\x13RECEIPT_STAGE_ACKED\x10\x02\x12\x1a\n\x16RECEIPT_STAGE_REJECTED\x10\x03\x12\x19\n\x15RECEIPT_STAGE_EXPIRED\x10\x04\x12\x1d\n\x19RECEIPT_STAGE_UNREACHABLE\x10\x05*q\n\tTaskPhase\x12\x1a\n\x16TASK_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_PHASE_ASSIGNED\x10\x01\x12\x18\n\x14TASK_PHASE_COMPLETED\x10\x02\x12\x15\n\x11TASK_PHASE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chyperfactory/v1/events.proto\x12\x0fhyperfactory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bhyperfactory/v1/types.proto\"P\n\x0bToolsChange\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\t\x12\x0f\n\x07removed\x18\x04 \x03(\t\"-\n\x0bSkillChange\x12\r\n\x05skill\x18\x01 \x01(\t\x12\x0f\n\x07mounted\x18\x02 \x01(\x08\"}\n\x08\x43rewStep\x12(\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1a.hyperfactory.v1.CrewState\x12&\n\x02to\x18\x02 \x01(\x0e\x32\x1a.hyperfactory.v1.CrewState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb1\x01\n\tAgentStep\x12)\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1b.hyperfactory.v1.AgentState\x12\'\n\x02to\x18\x02 \x01(\x0e\x32\x1b.hyperfactory.v1.AgentState\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t\"f\n\x06Signal\x12\x11\n\tbroadcast\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12(\n\x07payload\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07targets\x18\x04 \x01(\x05\"\xca\x01\n\x07Receipt\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12,\n\x05stage\x18\x03 \x01(\x0e\x32\x1d.hyperfactory.v1.ReceiptStage\x12*\n\x07latency\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tbroadcast\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t\"f\n\x08TaskStep\x12\x0c\n\x04task\x18\x01 \x01(\t\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.hyperfactory.v1.TaskPhase\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"T\n\rContextChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12%\n\x05value\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\"\xcb\x04\n\x05\x45vent\x12\x0c\n\x04\x63rew\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04type\x18\x04 \x01(\x0e\x32\x1a.hyperfactory.v1.EventType\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12.\n\tcrew_step\x18\n \x01(\x0b\x32\x19.hyperfactory.v1.CrewStepH\x00\x12\x30\n\nagent_step\x18\x0b \x01(\x0b\x32\x1a.hyperfactory.v1.AgentStepH\x00\x12)\n\x06signal\x18\x0c \x01(\x0b\x32\x17.hyperfactory.v1.SignalH\x00\x12+\n\x07receipt\x18\r \x01(\x0b\x32\x18.hyperfactory.v1.ReceiptH\x00\x12)\n\x04task\x18\x0e \x01(\x0b\x32\x19.hyperfactory.v1.TaskStepH\x00\x12\x31\n\x07\x63ontext\x18\x0f \x01(\x0b\x32\x1e.hyperfactory.v1.ContextChangeH\x00\x12-\n\x05tools\x18\x10 \x01(\x0b\x32\x1c.hyperfactory.v1.ToolsChangeH\x00\x12-\n\x05skill\x18\x11 \x01(\x0b\x32\x1c.hyperfactory.v1.SkillChangeH\x00\x12/\n\tcondition\x18\x12 \x01(\x0b\x32\x1a.hyperfactory.v1.ConditionH\x00\x42\t\n\x07payload*\x80\x02\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_TYPE_CREW_STATE\x10\x01\x12\x1a\n\x16\x45VENT_TYPE_AGENT_STATE\x10\x02\x12\x15\n\x11\x45VENT_TYPE_SIGNAL\x10\x03\x12\x16\n\x12\x45VENT_TYPE_RECEIPT\x10\x04\x12\x13\n\x0f\x45VENT_TYPE_TASK\x10\x05\x12\x16\n\x12\x45VENT_TYPE_CONTEXT\x10\x06\x12\x14\n\x10\x45VENT_TYPE_TOOLS\x10\x07\x12\x14\n\x10\x45VENT_TYPE_SKILL\x10\x08\x12\x18\n\x14\x45VENT_TYPE_CONDITION\x10\t*\xb9\x01\n\x0cReceiptStage\x12\x1d\n\x19RECEIPT_STAGE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STAGE_DELIVERED\x10\x01\x12\x17\n\x13RECEIPT_STAGE_ACKED\x10\x02\x12\x1a\n\x16RECEIPT_STAGE_REJECTED\x10\x03\x12\x19\n\x15RECEIPT_STAGE_EXPIRED\x10\x04\x12\x1d\n\x19RECEIPT_STAGE_UNREACHABLE\x10\x05*q\n\tTaskPhase\x12\x1a\n\x16TASK_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_PHASE_ASSIGNED\x10\x01\x12\x18\n\x14TASK_PHASE_COMPLETED\x10\x02\x12\x15\n\x11TASK_PHASE_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperfactory.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTTYPE']._serialized_start=1452
-  _globals['_EVENTTYPE']._serialized_end=1638
-  _globals['_RECEIPTSTAGE']._serialized_start=1641
-  _globals['_RECEIPTSTAGE']._serialized_end=1826
-  _globals['_TASKPHASE']._serialized_start=1828
-  _globals['_TASKPHASE']._serialized_end=1941
-  _globals['_CREWSTEP']._serialized_start=198
-  _globals['_CREWSTEP']._serialized_end=323
-  _globals['_AGENTSTEP']._serialized_start=326
-  _globals['_AGENTSTEP']._serialized_end=503
-  _globals['_SIGNAL']._serialized_start=505
-  _globals['_SIGNAL']._serialized_end=607
-  _globals['_RECEIPT']._serialized_start=610
-  _globals['_RECEIPT']._serialized_end=812
-  _globals['_TASKSTEP']._serialized_start=814
-  _globals['_TASKSTEP']._serialized_end=916
-  _globals['_CONTEXTCHANGE']._serialized_start=918
-  _globals['_CONTEXTCHANGE']._serialized_end=1002
-  _globals['_EVENT']._serialized_start=1005
-  _globals['_EVENT']._serialized_end=1449
+  _globals['_EVENTTYPE']._serialized_start=1724
+  _globals['_EVENTTYPE']._serialized_end=1980
+  _globals['_RECEIPTSTAGE']._serialized_start=1983
+  _globals['_RECEIPTSTAGE']._serialized_end=2168
+  _globals['_TASKPHASE']._serialized_start=2170
+  _globals['_TASKPHASE']._serialized_end=2283
+  _globals['_TOOLSCHANGE']._serialized_start=198
+  _globals['_TOOLSCHANGE']._serialized_end=278
+  _globals['_SKILLCHANGE']._serialized_start=280
+  _globals['_SKILLCHANGE']._serialized_end=325
+  _globals['_CREWSTEP']._serialized_start=327
+  _globals['_CREWSTEP']._serialized_end=452
+  _globals['_AGENTSTEP']._serialized_start=455
+  _globals['_AGENTSTEP']._serialized_end=632
+  _globals['_SIGNAL']._serialized_start=634
+  _globals['_SIGNAL']._serialized_end=736
+  _globals['_RECEIPT']._serialized_start=739
+  _globals['_RECEIPT']._serialized_end=941
+  _globals['_TASKSTEP']._serialized_start=943
+  _globals['_TASKSTEP']._serialized_end=1045
+  _globals['_CONTEXTCHANGE']._serialized_start=1047
+  _globals['_CONTEXTCHANGE']._serialized_end=1131
+  _globals['_EVENT']._serialized_start=1134
+  _globals['_EVENT']._serialized_end=1721
 # @@protoc_insertion_point(module_scope)

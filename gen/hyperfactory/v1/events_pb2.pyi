@@ -3,11 +3,13 @@
 isort:skip_file
 The event log of a crew: one gap-free sequence, appended in the same transaction as the fact."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from hyperfactory.v1 import types_pb2 as _types_pb2
@@ -42,6 +44,12 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A task moved; payload `task`."""
     EVENT_TYPE_CONTEXT: _EventType.ValueType  # 6
     """The shared context changed; payload `context`."""
+    EVENT_TYPE_TOOLS: _EventType.ValueType  # 7
+    """An agent's tools changed; payload `tools`."""
+    EVENT_TYPE_SKILL: _EventType.ValueType  # 8
+    """A skill pack was mounted or unmounted; payload `skill`."""
+    EVENT_TYPE_CONDITION: _EventType.ValueType  # 9
+    """A condition of an agent changed, as a capability that crashed; payload `condition`."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event is about."""
@@ -60,6 +68,12 @@ EVENT_TYPE_TASK: EventType.ValueType  # 5
 """A task moved; payload `task`."""
 EVENT_TYPE_CONTEXT: EventType.ValueType  # 6
 """The shared context changed; payload `context`."""
+EVENT_TYPE_TOOLS: EventType.ValueType  # 7
+"""An agent's tools changed; payload `tools`."""
+EVENT_TYPE_SKILL: EventType.ValueType  # 8
+"""A skill pack was mounted or unmounted; payload `skill`."""
+EVENT_TYPE_CONDITION: EventType.ValueType  # 9
+"""A condition of an agent changed, as a capability that crashed; payload `condition`."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _ReceiptStage:
@@ -125,6 +139,70 @@ TASK_PHASE_COMPLETED: TaskPhase.ValueType  # 2
 TASK_PHASE_FAILED: TaskPhase.ValueType  # 3
 """The agent's code failed, or its instance died, or time ran out."""
 Global___TaskPhase: _TypeAlias = TaskPhase  # noqa: Y015
+
+@_typing.final
+class ToolsChange(_message.Message):
+    """An agent's tools are other ones now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its generation."""
+    count: _builtins.int
+    """How many it offers."""
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that came, at most 100, as the agent itself calls them."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that went, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        count: _builtins.int = ...,
+        added: _abc.Iterable[_builtins.str] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "count", b"count", "generation", b"generation", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolsChange: _TypeAlias = ToolsChange  # noqa: Y015
+
+@_typing.final
+class SkillChange(_message.Message):
+    """A skill pack at one agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKILL_FIELD_NUMBER: _builtins.int
+    MOUNTED_FIELD_NUMBER: _builtins.int
+    skill: _builtins.str
+    """`name@sha256:…`."""
+    mounted: _builtins.bool
+    """Mounted, or else unmounted."""
+    def __init__(
+        self,
+        *,
+        skill: _builtins.str = ...,
+        mounted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounted", b"mounted", "skill", b"skill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkillChange: _TypeAlias = SkillChange  # noqa: Y015
 
 @_typing.final
 class CrewStep(_message.Message):
@@ -368,6 +446,9 @@ class Event(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    SKILL_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     crew: _builtins.str
     """The crew's id."""
     sequence: _builtins.int
@@ -406,6 +487,18 @@ class Event(_message.Message):
     def context(self) -> Global___ContextChange:
         """The context changed."""
 
+    @_builtins.property
+    def tools(self) -> Global___ToolsChange:
+        """An agent's tools changed."""
+
+    @_builtins.property
+    def skill(self) -> Global___SkillChange:
+        """A skill pack came or went."""
+
+    @_builtins.property
+    def condition(self) -> _types_pb2.Condition:
+        """A condition of the agent changed."""
+
     def __init__(
         self,
         *,
@@ -421,12 +514,15 @@ class Event(_message.Message):
         receipt: Global___Receipt | None = ...,
         task: Global___TaskStep | None = ...,
         context: Global___ContextChange | None = ...,
+        tools: Global___ToolsChange | None = ...,
+        skill: Global___SkillChange | None = ...,
+        condition: _types_pb2.Condition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_step", b"agent_step", "context", b"context", "crew_step", b"crew_step", "payload", b"payload", "receipt", b"receipt", "signal", b"signal", "task", b"task", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_step", b"agent_step", "condition", b"condition", "context", b"context", "crew_step", b"crew_step", "payload", b"payload", "receipt", b"receipt", "signal", b"signal", "skill", b"skill", "task", b"task", "time", b"time", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "agent_step", b"agent_step", "context", b"context", "crew", b"crew", "crew_step", b"crew_step", "payload", b"payload", "receipt", b"receipt", "sequence", b"sequence", "signal", b"signal", "task", b"task", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "agent_step", b"agent_step", "condition", b"condition", "context", b"context", "crew", b"crew", "crew_step", b"crew_step", "payload", b"payload", "receipt", b"receipt", "sequence", b"sequence", "signal", b"signal", "skill", b"skill", "task", b"task", "time", b"time", "tools", b"tools", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["crew_step", "agent_step", "signal", "receipt", "task", "context"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["crew_step", "agent_step", "signal", "receipt", "task", "context", "tools", "skill", "condition"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -88,6 +88,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another holder has the agent. Metadata: holder."""
     ERROR_REASON_AGENT_CODE_FAILED: _ErrorReason.ValueType  # 29
     """UNKNOWN: the agent's own code raised an error. Metadata: agent."""
+    ERROR_REASON_SKILL_REFUSED: _ErrorReason.ValueType  # 30
+    """INVALID_ARGUMENT with BadRequest: the archive of a skill pack is not one that we take. Metadata: rule."""
+    ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 31
+    """FAILED_PRECONDITION: what is stored or pinned has another digest. Metadata: skill, digest."""
+    ERROR_REASON_SECRET_MISSING: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION: a secret that is referred to does not exist. Metadata: secret."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The register of ErrorInfo reasons (domain `hyperfactory.v1`). A reason is sent without its prefix, as
@@ -154,6 +160,12 @@ ERROR_REASON_LEASE_HELD: ErrorReason.ValueType  # 28
 """FAILED_PRECONDITION: another holder has the agent. Metadata: holder."""
 ERROR_REASON_AGENT_CODE_FAILED: ErrorReason.ValueType  # 29
 """UNKNOWN: the agent's own code raised an error. Metadata: agent."""
+ERROR_REASON_SKILL_REFUSED: ErrorReason.ValueType  # 30
+"""INVALID_ARGUMENT with BadRequest: the archive of a skill pack is not one that we take. Metadata: rule."""
+ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 31
+"""FAILED_PRECONDITION: what is stored or pinned has another digest. Metadata: skill, digest."""
+ERROR_REASON_SECRET_MISSING: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION: a secret that is referred to does not exist. Metadata: secret."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _AgentState:
@@ -390,6 +402,7 @@ class Instance(_message.Message):
     DRIVER_FIELD_NUMBER: _builtins.int
     HOST_PID_FIELD_NUMBER: _builtins.int
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The instance's id, `<agent uid>-g<generation>` or the warm instance's own."""
     driver: _builtins.str
@@ -398,6 +411,8 @@ class Instance(_message.Message):
     """Its first process as the host numbers it; 0 where unknown."""
     container_id: _builtins.str
     """The container's id; empty without containers."""
+    address: _builtins.str
+    """Its address on the crew's own network; empty where the crew has none but sockets."""
     def __init__(
         self,
         *,
@@ -405,10 +420,11 @@ class Instance(_message.Message):
         driver: _builtins.str = ...,
         host_pid: _builtins.int = ...,
         container_id: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "driver", b"driver", "host_pid", b"host_pid", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "container_id", b"container_id", "driver", b"driver", "host_pid", b"host_pid", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,6 +544,7 @@ class Agent(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    SKILLS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Server-made, sortable, DNS-safe; requests refer to it."""
     uid: _builtins.str
@@ -602,6 +619,10 @@ class Agent(_message.Message):
     def health_interval(self) -> _duration_pb2.Duration:
         """The watchdog's interval for it."""
 
+    @_builtins.property
+    def skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Skill packs that are mounted, `name@sha256:…`."""
+
     def __init__(
         self,
         *,
@@ -631,10 +652,11 @@ class Agent(_message.Message):
         limits: Global___ResourceLimits | None = ...,
         health_interval: _duration_pb2.Duration | None = ...,
         replicas: _builtins.int = ...,
+        skills: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "endpoint", b"endpoint", "health_interval", b"health_interval", "instance", b"instance", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "ready_time", b"ready_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "create_time", b"create_time", "crew", b"crew", "endpoint", b"endpoint", "generation", b"generation", "group", b"group", "health_interval", b"health_interval", "id", b"id", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "message", b"message", "misses", b"misses", "name", b"name", "profile", b"profile", "profile_digest", b"profile_digest", "ready_time", b"ready_time", "reason", b"reason", "replicas", b"replicas", "scope", b"scope", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "create_time", b"create_time", "crew", b"crew", "endpoint", b"endpoint", "generation", b"generation", "group", b"group", "health_interval", b"health_interval", "id", b"id", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "message", b"message", "misses", b"misses", "name", b"name", "profile", b"profile", "profile_digest", b"profile_digest", "ready_time", b"ready_time", "reason", b"reason", "replicas", b"replicas", "scope", b"scope", "skills", b"skills", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -753,6 +775,165 @@ class Crew(_message.Message):
 Global___Crew: _TypeAlias = Crew  # noqa: Y015
 
 @_typing.final
+class McpServer(_message.Message):
+    """An MCP server that speaks over its standard input and output, run inside the sandbox as a capability of the
+    agent. Its tools appear as `<server name>__<tool>`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SecretEnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRET_ENV_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    READ_ONLY_TOOLS_FIELD_NUMBER: _builtins.int
+    START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A DNS label, unique in the profile."""
+    command: _builtins.str
+    """The program, as found on the sandbox's PATH or by its absolute path there."""
+    @_builtins.property
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its arguments, at most 64."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Its environment, at most 64 entries."""
+
+    @_builtins.property
+    def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment by reference: variable to the name of a secret that the factory holds."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of its tools are offered, by its own names. Empty: all."""
+
+    @_builtins.property
+    def read_only_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of its tools change nothing, beside those that say so themselves (`readOnlyHint`)."""
+
+    @_builtins.property
+    def start_timeout(self) -> _duration_pb2.Duration:
+        """Time it may take to answer its handshake, 100 ms to 5 min. Default 30 s."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        command: _builtins.str = ...,
+        args: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secret_env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        read_only_tools: _abc.Iterable[_builtins.str] | None = ...,
+        start_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_timeout", b"start_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "name", b"name", "read_only_tools", b"read_only_tools", "secret_env", b"secret_env", "start_timeout", b"start_timeout", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___McpServer: _TypeAlias = McpServer  # noqa: Y015
+
+@_typing.final
+class Model(_message.Message):
+    """The model behind an agent's Chat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    API_KEY_SECRET_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    MAX_TOOL_ROUNDS_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """Base URL of an OpenAI-compatible endpoint, as `https://host/v1`. Empty: the scripted model."""
+    model: _builtins.str
+    """The model's name at that endpoint."""
+    api_key_secret: _builtins.str
+    """Name of the secret that holds its key. Empty: no key."""
+    max_retries: _builtins.int
+    """How often a request is repeated that failed in a way that may pass (429, 5xx, a lost connection), 0 to 10.
+    Absent: 2.
+    """
+    max_tool_rounds: _builtins.int
+    """How often the model may call tools before it must answer, 0 to 64. Absent: 16; 0: its tool calls go to the
+    caller.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time one answer may take, 100 ms to 1 h. Default 60 s."""
+
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        api_key_secret: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        max_retries: _builtins.int | None = ...,
+        max_tool_rounds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_max_tool_rounds", b"_max_tool_rounds", "max_retries", b"max_retries", "max_tool_rounds", b"max_tool_rounds", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_max_tool_rounds", b"_max_tool_rounds", "api_key_secret", b"api_key_secret", "base_url", b"base_url", "max_retries", b"max_retries", "max_tool_rounds", b"max_tool_rounds", "model", b"model", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__max_tool_rounds: _TypeAlias = _typing.Literal["max_tool_rounds"]  # noqa: Y015
+    _WhichOneofArgType__max_tool_rounds: _TypeAlias = _typing.Literal["_max_tool_rounds", b"_max_tool_rounds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tool_rounds) -> _WhichOneofReturnType__max_tool_rounds | None: ...
+
+Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
 class ProfileSpec(_message.Message):
     """What kind of agent: code, scope, limits, readiness."""
 
@@ -789,6 +970,9 @@ class ProfileSpec(_message.Message):
     ENV_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     SKILLS_FIELD_NUMBER: _builtins.int
+    MCP_SERVERS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TCP_PORTS_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The runtime that carries it. Default `python`."""
     entry_point: _builtins.str
@@ -825,6 +1009,18 @@ class ProfileSpec(_message.Message):
     def skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Skill packs, `name@sha256:…`."""
 
+    @_builtins.property
+    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpServer]:
+        """MCP servers that run inside its sandbox, at most 8."""
+
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model behind its Chat. Absent: the scripted model."""
+
+    @_builtins.property
+    def tcp_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """TCP ports that its code serves to crew mates, at most 16. With one, its crews get a network of their own."""
+
     def __init__(
         self,
         *,
@@ -839,10 +1035,13 @@ class ProfileSpec(_message.Message):
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         config: _struct_pb2.Struct | None = ...,
         skills: _abc.Iterable[_builtins.str] | None = ...,
+        mcp_servers: _abc.Iterable[Global___McpServer] | None = ...,
+        model: Global___Model | None = ...,
+        tcp_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "ready_timeout", b"ready_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "model", b"model", "ready_timeout", b"ready_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "entry_point", b"entry_point", "env", b"env", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "max_replacements", b"max_replacements", "ready_timeout", b"ready_timeout", "scope", b"scope", "skills", b"skills"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "entry_point", b"entry_point", "env", b"env", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "max_replacements", b"max_replacements", "mcp_servers", b"mcp_servers", "model", b"model", "ready_timeout", b"ready_timeout", "scope", b"scope", "skills", b"skills", "tcp_ports", b"tcp_ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -863,6 +1062,7 @@ class Profile(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The caller's name, a DNS label."""
     version: _builtins.int
@@ -875,6 +1075,10 @@ class Profile(_message.Message):
     """Changes with each write; an update may name the one it expects."""
     description: _builtins.str
     """What it is for, for people."""
+    image_digest: _builtins.str
+    """`sha256:…` of the image of its base as it was when this version was written. Empty where the driver has no
+    images. Output only.
+    """
     @_builtins.property
     def spec(self) -> Global___ProfileSpec:
         """What it says. Needed to create a profile."""
@@ -899,10 +1103,11 @@ class Profile(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         description: _builtins.str = ...,
+        image_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "digest", b"digest", "etag", b"etag", "name", b"name", "spec", b"spec", "stage", b"stage", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "digest", b"digest", "etag", b"etag", "image_digest", b"image_digest", "name", b"name", "spec", b"spec", "stage", b"stage", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
