@@ -62,7 +62,8 @@ def _set(message: Message, field: FieldDescriptor, dice: random.Random, depth: i
         value.SetInParent()
         fill(value, dice, depth + 1)
     elif field.is_repeated:
-        value.extend([dice.choice(TEXTS)] * dice.choice([0, 1, 32, 33]))
+        choices = TEXTS if field.cpp_type == FieldDescriptor.CPPTYPE_STRING else NUMBERS
+        value.extend([dice.choice(choices)] * dice.choice([0, 1, 32, 33]))
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING and field.type != FieldDescriptor.TYPE_BYTES:
         setattr(message, field.name, dice.choice(TEXTS))
     elif field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64):
