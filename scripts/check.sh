@@ -48,5 +48,6 @@ step "gen is fresh" gen_is_fresh
 step "docs/lifecycle.md" python scripts/lifecycle.py --check
 step "docs/status.md" python scripts/status.py --check
 step "docs/security.md" python scripts/policy.py --check
+step "docs/isolation.json" python scripts/isolation.py --check
 [ $failed = 0 ] && echo "check passed in ${SECONDS}s"
 exit $failed

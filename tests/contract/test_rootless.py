@@ -53,6 +53,7 @@ def test_the_suite_holds_for_an_ordinary_user(stage: Path) -> None:
         "TMPDIR": f"{stage}/tmp",
         "LD_LIBRARY_PATH": f"{stage}/py/lib",
         "PYTHONDONTWRITEBYTECODE": "1",
+        **{name: value for name, value in os.environ.items() if name == "HYPERFACTORY_ISOLATION_TABLE"},
     }
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", f"{script} && cd {stage}/repo && exec {become} {pytest_line}"],

@@ -22,6 +22,7 @@ import pytest
 from factory_server.core.sandbox import Driver, DriverInfo, Enforcement, Limits, Sandbox, SandboxSpec, Tier
 from factory_server.drivers.namespaces import launcher
 from factory_server.drivers.namespaces.driver import NamespacesDriver
+from tests.acceptance.isolation import table as isolation
 from tests.contract.small_agent import ask
 
 LIMITS = Limits(memory_bytes=192 * 1024 * 1024, pids_max=48, cpu_millis=500, workspace_bytes=8 * 1024 * 1024)
@@ -166,6 +167,7 @@ async def test_zero_unauthorized_successes(crews: Crews, listeners: dict[str, An
     print(json.dumps(table, indent=1))  # noqa: T201 - the report
     assert len(table) > 150
     assert [row for row in table if row["worked"] != row["allowed"]] == []
+    isolation.hold(f"namespaces, {crews.info.tier.value}", table)
     assert arrived(listeners) == []
     for other in (crews.mate, crews.victim):
         assert "pid" in await ask(other.control, {"do": "ping"})
