@@ -12,6 +12,7 @@ from pathlib import Path
 
 from embedded import make_parent
 from embedded.paths import UnsafeDirectoryError
+from embedded.programs import DRIVERS, driver_wanted
 from embedded.stack import AlreadyServedError, serve
 from embedded.supervisor import CannotStartError
 from wire import logs
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded", description=__doc__)
     default = os.environ.get("HYPERFACTORY_HOME", "run")
     parser.add_argument("--home", type=Path, default=Path(default), help="where everything is kept")
+    parser.add_argument("--driver", default=driver_wanted(), choices=DRIVERS, help="what makes sandboxes")
     parser.add_argument("--leave-sandboxes", action="store_true", help="stop the programs, not the agents")
     parser.add_argument(
         "--under-make", action="store_true", help="stop when make, our parent, is interrupted"
@@ -29,20 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logs.configure("embedded")
     try:
-        asyncio.run(_serve(args.home, destroy=not args.leave_sandboxes, under_make=args.under_make))
+        asyncio.run(_serve(args))
     except (AlreadyServedError, CannotStartError, UnsafeDirectoryError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-async def _serve(home: Path, *, destroy: bool, under_make: bool) -> None:
-    if not under_make:
-        return await serve(home, say=_say, destroy=destroy)
+async def _serve(args: argparse.Namespace) -> None:
+    serving = serve(args.home, say=_say, destroy=not args.leave_sandboxes, driver=args.driver)
+    if not args.under_make:
+        return await serving
     async with asyncio.TaskGroup() as group:
         watch = group.create_task(_pass_on_interrupt(), name="watch-make")
         try:
-            await serve(home, say=_say, destroy=destroy)
+            await serving
         finally:
             watch.cancel()
 

@@ -15,15 +15,31 @@ from embedded.supervisor import Service
 ANSWER_WITHIN_S = 2.0
 READY_WITHIN_S = 60.0
 STATUS_MAX_BYTES = 256
+DRIVERS = ("auto", "namespaces", "docker")
+DRIVER_VARIABLE = "HYPERFACTORY_DRIVER"
 
 
-def factory(home: Path, ports: Mapping[str, int], database_url: str, bus_url: str) -> Service:
+def driver_wanted() -> str:
+    """What makes sandboxes, as the environment says; a wrong word is refused by the factory."""
+    return os.environ.get(DRIVER_VARIABLE, DRIVERS[0])
+
+
+def factory(
+    home: Path, ports: Mapping[str, int], database_url: str, bus_url: str, driver: str = "auto"
+) -> Service:
     """Describe the factory server; it also makes the PKI that the others need."""
-    return _service(factory_command(home, ports, database_url, bus_url), ports["factory_metrics"])
+    command = factory_command(home, ports, database_url, bus_url, driver=driver)
+    return _service(command, ports["factory_metrics"])
 
 
 def factory_command(
-    home: Path, ports: Mapping[str, int], database_url: str, bus_url: str, *extra: str, name: str = "factory"
+    home: Path,
+    ports: Mapping[str, int],
+    database_url: str,
+    bus_url: str,
+    *extra: str,
+    driver: str = "auto",
+    name: str = "factory",
 ) -> Command:
     """Write the factory's command line."""
     command = _command(
@@ -32,15 +48,19 @@ def factory_command(
         "factory_server",
         *("--home", str(home), "--database-url", database_url),
         *("--listen", _local(ports["factory"]), "--gateway", _local(ports["gateway"])),
-        *("--metrics", _local(ports["factory_metrics"]), "--driver", "auto", *extra),
+        *("--metrics", _local(ports["factory_metrics"]), "--driver", driver, *extra),
     )
     # The bus's URL has a password, and a command line is everybody's to read.
     return replace(command, env={**os.environ, "HYPERFACTORY_BUS_URL": bus_url})
 
 
-def terminate_command(home: Path, ports: Mapping[str, int], database_url: str, bus_url: str) -> Command:
+def terminate_command(
+    home: Path, ports: Mapping[str, int], database_url: str, bus_url: str, driver: str = "auto"
+) -> Command:
     """Write the one-shot command that ends every sandbox and zygote of this home."""
-    return factory_command(home, ports, database_url, bus_url, "--terminate", name="factory-terminate")
+    return factory_command(
+        home, ports, database_url, bus_url, "--terminate", driver=driver, name="factory-terminate"
+    )
 
 
 def watchdog(home: Path, ports: Mapping[str, int]) -> Service:

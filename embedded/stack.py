@@ -39,10 +39,18 @@ class Stack:
     A service that dies is restarted. If we die, the services go on, and the next Stack adopts them.
     """
 
-    def __init__(self, home: Path, *, say: Callable[[str], None] | None = None, destroy: bool = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        say: Callable[[str], None] | None = None,
+        destroy: bool = True,
+        driver: str = "auto",
+    ) -> None:
         self.home = home.resolve()
         self._say = say or (lambda line: None)
         self._destroy = destroy
+        self._driver = driver
         self._lock: IO[str] | None = None
         self._ports: dict[str, int] = {}
         self._started: list[Supervised] = []
@@ -132,7 +140,7 @@ class Stack:
         self._ports = ports.choose(self.home, held=_held(self.home))
         await _together(self._start_one(postgres.service()), self._start_one(valkey.service()))
         self._urls = (postgres.url, valkey.url)
-        await self._start_one(programs.factory(self.home, self._ports, *self._urls))
+        await self._start_one(programs.factory(self.home, self._ports, *self._urls, self._driver))
         watchdog, gateway = (make(self.home, self._ports) for make in (programs.watchdog, programs.gateway))
         await _together(self._start_one(watchdog), self._start_one(gateway))
         ports.write_atomically(self.client_file, json.dumps(self._client(), indent=1))
@@ -155,7 +163,7 @@ class Stack:
     async def _terminate(self) -> None:
         if self._urls is None or not (self.home / "sandboxes").exists():
             return
-        command = programs.terminate_command(self.home, self._ports, *self._urls)
+        command = programs.terminate_command(self.home, self._ports, *self._urls, self._driver)
         code: int | None = None
         with contextlib.suppress(TimeoutError):
             code = await run_once(command, TERMINATE_WITHIN_S)
@@ -178,9 +186,11 @@ class Stack:
         return {"endpoint": self.endpoint, "authority": AUTHORITY, **paths}
 
 
-async def serve(home: Path, *, say: Callable[[str], None] | None = None, destroy: bool = True) -> None:
+async def serve(
+    home: Path, *, say: Callable[[str], None] | None = None, destroy: bool = True, driver: str = "auto"
+) -> None:
     """Run the stack until SIGINT or SIGTERM, whenever it comes, and stop cleanly."""
-    stack = Stack(home, say=say, destroy=destroy)
+    stack = Stack(home, say=say, destroy=destroy, driver=driver)
     try:
         async with stack:
             await stack.run_until_stopped()

@@ -40,9 +40,9 @@ LABEL = "made-by"
 MANIFEST = Path(__file__).parent.parent / "examples" / "crews" / "hello.json"
 
 
-def main(home: Path, out: Output) -> Exit:
+def main(home: Path, out: Output, driver: str = "auto") -> Exit:
     """Run the demo; whatever fails is an error with a sentence."""
-    demo = Demo(home, out)
+    demo = Demo(home, out, driver)
     try:
         asyncio.run(_bounded(demo))
     except (AlreadyServedError, CannotStartError, UnsafeDirectoryError) as error:
@@ -61,9 +61,10 @@ async def _bounded(demo: Demo) -> None:
 class Demo:
     """One run, step by step."""
 
-    def __init__(self, home: Path, out: Output) -> None:
+    def __init__(self, home: Path, out: Output, driver: str) -> None:
         self.step = ""
         self._home = home
+        self._driver = driver
         self._out = out
         self._timings: list[tuple[str, float]] = []
         self._facts: dict[str, Any] = {}
@@ -71,7 +72,7 @@ class Demo:
 
     async def run(self) -> None:
         """Start the stack, play, stop the stack, and look whether anything is left."""
-        stack = Stack(self._home, say=lambda line: self._out.text(f"  {line}"))
+        stack = Stack(self._home, say=lambda line: self._out.text(f"  {line}"), driver=self._driver)
         async with self._timed("start the stack"):
             await stack.__aenter__()
         try:

@@ -12,9 +12,9 @@ from factory_cli.failures import CommandFailedError
 from factory_cli.output import Output
 
 
-async def up(home: Path, out: Output, *, destroy: bool) -> None:
+async def up(home: Path, out: Output, *, destroy: bool, driver: str = "auto") -> None:
     """Start or adopt everything, then wait for SIGINT or SIGTERM and stop it."""
-    stack = Stack(home, say=out.text, destroy=destroy)
+    stack = Stack(home, say=out.text, destroy=destroy, driver=driver)
     try:
         async with stack:
             if out.as_json:

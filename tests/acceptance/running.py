@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Running:
 
     home: Path
     process: subprocess.Popen[bytes]
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def client(self) -> dict[str, str]:
@@ -58,12 +60,12 @@ class Running:
         return json.loads((self.home / "ports.json").read_text())
 
 
-def _start(home: Path) -> subprocess.Popen[bytes]:
+def _start(home: Path, options: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """`python -m embedded`, once it says that it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "embedded", "--home", str(home)],
+        [sys.executable, "-m", "embedded", "--home", str(home), *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -81,14 +83,14 @@ def _start(home: Path) -> subprocess.Popen[bytes]:
 def start_again(running: Running) -> None:
     """Start a successor of a stack whose supervisor was killed."""
     running.process.communicate()
-    running.process = _start(running.home)
+    running.process = _start(running.home, running.options, running.environment)
 
 
 @contextmanager
-def running_stack(prefix: str = "hfa") -> Iterator[Running]:
-    """A stack in a short home of its own, stopped cleanly at the end."""
+def running_stack(prefix: str = "hfa", *options: str, **environment: str) -> Iterator[Running]:
+    """A stack in a short home of its own, stopped cleanly at the end, with options of `python -m embedded`."""
     home = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    running = Running(home, _start(home))
+    running = Running(home, _start(home, options, environment), options, environment)
     try:
         yield running
     finally:
