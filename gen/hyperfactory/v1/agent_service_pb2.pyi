@@ -290,6 +290,8 @@ class MountedSkill(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    FRONTMATTER_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The pack's name."""
     digest: _builtins.str
@@ -298,20 +300,64 @@ class MountedSkill(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillTool]:
         """Scripts that declare a tool."""
 
+    @_builtins.property
+    def frontmatter(self) -> _struct_pb2.Struct:
+        """The frontmatter of its SKILL.md, as written."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillFile]:
+        """Its files, by path."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         digest: _builtins.str = ...,
         tools: _abc.Iterable[Global___SkillTool] | None = ...,
+        frontmatter: _struct_pb2.Struct | None = ...,
+        files: _abc.Iterable[Global___SkillFile] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frontmatter", b"frontmatter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "files", b"files", "frontmatter", b"frontmatter", "name", b"name", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MountedSkill: _TypeAlias = MountedSkill  # noqa: Y015
+
+@_typing.final
+class SkillFile(_message.Message):
+    """A file of a pack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Relative to the pack, with `/`."""
+    mode: _builtins.int
+    """Permission bits: 0644 or 0755."""
+    size: _builtins.int
+    """Bytes."""
+    sha256: _builtins.str
+    """sha256 of the content, 64 hex digits."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        mode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkillFile: _TypeAlias = SkillFile  # noqa: Y015
 
 @_typing.final
 class SkillTool(_message.Message):
@@ -323,8 +369,11 @@ class SkillTool(_message.Message):
 
     TOOL_FIELD_NUMBER: _builtins.int
     SCRIPT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     script: _builtins.str
     """The script, relative to the pack, as `scripts/count.py`."""
+    scope: _builtins.str
+    """The least scope that may see and call it: `reviewer`, `coder` or `admin`."""
     @_builtins.property
     def tool(self) -> Global___Tool:
         """The tool, as the agent offers it."""
@@ -334,10 +383,11 @@ class SkillTool(_message.Message):
         *,
         tool: Global___Tool | None = ...,
         script: _builtins.str = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["script", b"script", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope", "script", b"script", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ from hyperfactory.v1 import options_pb2 as hyperfactory_dot_v1_dot_options__pb2
 from hyperfactory.v1 import types_pb2 as hyperfactory_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hyperfactory/v1/skill_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"E\n\tSkillFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\x05\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\xb7\x02\n\tSkillPack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x0b\x66rontmatter\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillFile\x12\x0c\n\x04size\x18\x06 \x01(\x03\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12)\n\x05tools\x18\t \x03(\x0b\x32\x1a.hyperfactory.v1.SkillTool\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x0b \x01(\t\"`\n\x0fSkillPackHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"r\n\x17PublishSkillPackRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hyperfactory.v1.SkillPackHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"U\n\x18PublishSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"0\n\x13GetSkillPackRequest\x12\x19\n\x05skill\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"@\n\x14GetSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\"T\n\x15ListSkillPacksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\\\n\x16ListSkillPacksResponse\x12)\n\x05packs\x18\x01 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x15MountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x05skill\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"e\n\x16MountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent\x12$\n\x05tools\x18\x02 \x03(\x0b\x32\x15.hyperfactory.v1.Tool\"j\n\x17UnmountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x18UnmountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent2\xa7\x06\n\x0cSkillService\x12\x9c\x01\n\x10PublishSkillPack\x12(.hyperfactory.v1.PublishSkillPackRequest\x1a).hyperfactory.v1.PublishSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xe0\xd4\x03\x30\x01:\x19\x63\x61pabilities: skill packs(\x01\x12\x9d\x01\n\x0cGetSkillPack\x12$.hyperfactory.v1.GetSkillPackRequest\x1a%.hyperfactory.v1.GetSkillPackResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\xa3\x01\n\x0eListSkillPacks\x12&.hyperfactory.v1.ListSkillPacksRequest\x1a\'.hyperfactory.v1.ListSkillPacksResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\x94\x01\n\x0eMountSkillPack\x12&.hyperfactory.v1.MountSkillPackRequest\x1a\'.hyperfactory.v1.MountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packs\x12\x9a\x01\n\x10UnmountSkillPack\x12(.hyperfactory.v1.UnmountSkillPackRequest\x1a).hyperfactory.v1.UnmountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hyperfactory/v1/skill_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"\xb7\x02\n\tSkillPack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x0b\x66rontmatter\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillFile\x12\x0c\n\x04size\x18\x06 \x01(\x03\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12)\n\x05tools\x18\t \x03(\x0b\x32\x1a.hyperfactory.v1.SkillTool\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x0b \x01(\t\"`\n\x0fSkillPackHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"r\n\x17PublishSkillPackRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hyperfactory.v1.SkillPackHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"U\n\x18PublishSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"0\n\x13GetSkillPackRequest\x12\x19\n\x05skill\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"@\n\x14GetSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\"T\n\x15ListSkillPacksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\\\n\x16ListSkillPacksResponse\x12)\n\x05packs\x18\x01 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x15MountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x05skill\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"e\n\x16MountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent\x12$\n\x05tools\x18\x02 \x03(\x0b\x32\x15.hyperfactory.v1.Tool\"j\n\x17UnmountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x18UnmountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent2\xa7\x06\n\x0cSkillService\x12\x9c\x01\n\x10PublishSkillPack\x12(.hyperfactory.v1.PublishSkillPackRequest\x1a).hyperfactory.v1.PublishSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xe0\xd4\x03\x30\x01:\x19\x63\x61pabilities: skill packs(\x01\x12\x9d\x01\n\x0cGetSkillPack\x12$.hyperfactory.v1.GetSkillPackRequest\x1a%.hyperfactory.v1.GetSkillPackResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\xa3\x01\n\x0eListSkillPacks\x12&.hyperfactory.v1.ListSkillPacksRequest\x1a\'.hyperfactory.v1.ListSkillPacksResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\x94\x01\n\x0eMountSkillPack\x12&.hyperfactory.v1.MountSkillPackRequest\x1a\'.hyperfactory.v1.MountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packs\x12\x9a\x01\n\x10UnmountSkillPack\x12(.hyperfactory.v1.UnmountSkillPackRequest\x1a).hyperfactory.v1.UnmountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,32 +71,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SKILLSERVICE'].methods_by_name['MountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs'
   _globals['_SKILLSERVICE'].methods_by_name['UnmountSkillPack']._loaded_options = None
   _globals['_SKILLSERVICE'].methods_by_name['UnmountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs'
-  _globals['_SKILLFILE']._serialized_start=245
-  _globals['_SKILLFILE']._serialized_end=314
-  _globals['_SKILLPACK']._serialized_start=317
-  _globals['_SKILLPACK']._serialized_end=628
-  _globals['_SKILLPACKHEADER']._serialized_start=630
-  _globals['_SKILLPACKHEADER']._serialized_end=726
-  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_start=728
-  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_end=842
-  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_start=844
-  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_end=929
-  _globals['_GETSKILLPACKREQUEST']._serialized_start=931
-  _globals['_GETSKILLPACKREQUEST']._serialized_end=979
-  _globals['_GETSKILLPACKRESPONSE']._serialized_start=981
-  _globals['_GETSKILLPACKRESPONSE']._serialized_end=1045
-  _globals['_LISTSKILLPACKSREQUEST']._serialized_start=1047
-  _globals['_LISTSKILLPACKSREQUEST']._serialized_end=1131
-  _globals['_LISTSKILLPACKSRESPONSE']._serialized_start=1133
-  _globals['_LISTSKILLPACKSRESPONSE']._serialized_end=1225
-  _globals['_MOUNTSKILLPACKREQUEST']._serialized_start=1227
-  _globals['_MOUNTSKILLPACKREQUEST']._serialized_end=1333
-  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_start=1335
-  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_end=1436
-  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_start=1438
-  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_end=1544
-  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_start=1546
-  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_end=1611
-  _globals['_SKILLSERVICE']._serialized_start=1614
-  _globals['_SKILLSERVICE']._serialized_end=2421
+  _globals['_SKILLPACK']._serialized_start=246
+  _globals['_SKILLPACK']._serialized_end=557
+  _globals['_SKILLPACKHEADER']._serialized_start=559
+  _globals['_SKILLPACKHEADER']._serialized_end=655
+  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_start=657
+  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_end=771
+  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_start=773
+  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_end=858
+  _globals['_GETSKILLPACKREQUEST']._serialized_start=860
+  _globals['_GETSKILLPACKREQUEST']._serialized_end=908
+  _globals['_GETSKILLPACKRESPONSE']._serialized_start=910
+  _globals['_GETSKILLPACKRESPONSE']._serialized_end=974
+  _globals['_LISTSKILLPACKSREQUEST']._serialized_start=976
+  _globals['_LISTSKILLPACKSREQUEST']._serialized_end=1060
+  _globals['_LISTSKILLPACKSRESPONSE']._serialized_start=1062
+  _globals['_LISTSKILLPACKSRESPONSE']._serialized_end=1154
+  _globals['_MOUNTSKILLPACKREQUEST']._serialized_start=1156
+  _globals['_MOUNTSKILLPACKREQUEST']._serialized_end=1262
+  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_start=1264
+  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_end=1365
+  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_start=1367
+  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_end=1473
+  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_start=1475
+  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_end=1540
+  _globals['_SKILLSERVICE']._serialized_start=1543
+  _globals['_SKILLSERVICE']._serialized_end=2350
 # @@protoc_insertion_point(module_scope)

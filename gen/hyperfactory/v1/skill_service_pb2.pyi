@@ -23,40 +23,6 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class SkillFile(_message.Message):
-    """A file of a pack."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PATH_FIELD_NUMBER: _builtins.int
-    MODE_FIELD_NUMBER: _builtins.int
-    SIZE_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
-    path: _builtins.str
-    """Relative to the pack, with `/`."""
-    mode: _builtins.int
-    """Permission bits: 0644 or 0755."""
-    size: _builtins.int
-    """Bytes."""
-    sha256: _builtins.str
-    """sha256 of the content, 64 hex digits."""
-    def __init__(
-        self,
-        *,
-        path: _builtins.str = ...,
-        mode: _builtins.int = ...,
-        size: _builtins.int = ...,
-        sha256: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SkillFile: _TypeAlias = SkillFile  # noqa: Y015
-
-@_typing.final
 class SkillPack(_message.Message):
     """A pack as stored."""
 
@@ -92,7 +58,7 @@ class SkillPack(_message.Message):
         """The frontmatter, as written."""
 
     @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillFile]:
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_agent_service_pb2.SkillFile]:
         """Its files, by path; absent in lists."""
 
     @_builtins.property
@@ -110,7 +76,7 @@ class SkillPack(_message.Message):
         digest: _builtins.str = ...,
         description: _builtins.str = ...,
         frontmatter: _struct_pb2.Struct | None = ...,
-        files: _abc.Iterable[Global___SkillFile] | None = ...,
+        files: _abc.Iterable[_agent_service_pb2.SkillFile] | None = ...,
         size: _builtins.int = ...,
         signature: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
