@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from factory_server.core import model
+from factory_server.core import model, tools
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
 
@@ -234,7 +234,8 @@ class EventStore(Protocol):
 
     async def compact_events(self, *, keep_s: float, keep_per_crew: int) -> int:
         """Drop old events of settled and live crews beyond retention, requests older than 24 h, tasks and
-        broadcasts that ended before it; how many rows."""
+        broadcasts that ended before it, crews that ended `keep_s` ago, with all that is theirs, and audit rows
+        older than 400 days; how many rows."""
 
 
 class BroadcastStore(Protocol):
@@ -303,6 +304,18 @@ class TaskStore(Protocol):
         """Tasks that have not ended."""
 
 
+class ToolStore(Protocol):
+    """What agents said of their tools."""
+
+    async def record_offers(self, crew: str, offers: Sequence[tools.Offer]) -> None:
+        """Write what agents of a crew say now, with a TOOLS event for each that says something else than before.
+        An offer of another generation than the agent's, of an agent on its way out, or older than what is
+        known, is left out. NotFound."""
+
+    async def offer_delta(self, mark: str) -> tools.OfferDelta:
+        """Offers that changed since `mark` ('' for all of agents that are not STOPPED)."""
+
+
 class ProfileStore(Protocol):
     """Profiles."""
 
@@ -362,7 +375,15 @@ class ContextStore(Protocol):
 
 
 class Store(
-    CrewStore, PoolStore, EventStore, BroadcastStore, TaskStore, ProfileStore, ContextStore, Protocol
+    CrewStore,
+    PoolStore,
+    EventStore,
+    BroadcastStore,
+    TaskStore,
+    ToolStore,
+    ProfileStore,
+    ContextStore,
+    Protocol,
 ):
     """Everything kept."""
 
@@ -457,9 +478,9 @@ class Line(Protocol):
     ) -> agent_service_pb2.AssumeResponse:
         """Make the instance an agent. Invalid or Refused where the profile is broken."""
 
-    def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
-        """Open the session and yield receipts as they come, first an empty batch when it stands; ends or raises
-        Unavailable when the session breaks."""
+    def attend(self) -> AsyncIterator[agent_service_pb2.DeliverResponse]:
+        """Open the session and yield what the agent says, first that it stands; ends or raises Unavailable when
+        the session breaks."""
 
     async def send(self, item: agent_service_pb2.DeliverRequest) -> None:
         """Put an item on the session. Unavailable without one."""
@@ -468,6 +489,11 @@ class Line(Protocol):
         self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
         """Run a task; progress, then the result."""
+
+    def call_tool(
+        self, request: agent_service_pb2.CallToolRequest, *, deadline_s: float
+    ) -> AsyncIterator[agent_service_pb2.CallToolResponse]:
+        """Call a tool; progress, then the result. Ending the iterator early cancels the call at the agent."""
 
     async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
         """The agent's state; from then on it takes no work, and signals wait. Refused where it is at work or was

@@ -22,6 +22,7 @@ from factory_server.store.profiles import Profiles
 from factory_server.store.requests import Requests
 from factory_server.store.steps import Steps
 from factory_server.store.tasks import Tasks
+from factory_server.store.tools import Tools
 
 __all__ = ["Changed", "PostgresStore"]
 
@@ -39,6 +40,7 @@ class PostgresStore(
     Events,
     Broadcasts,
     Tasks,
+    Tools,
     Profiles,
     Context,
     Requests,

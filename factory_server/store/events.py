@@ -13,6 +13,9 @@ from hyperfactory.v1 import events_pb2
 REQUESTS_KEPT_S = 86_400.0
 """The contract promises to remember a request for 24 h."""
 COMPACT_MAX_ROWS = 10_000
+COMPACT_MAX_CREWS = 1_000
+AUDIT_KEPT_S = 400 * 24 * 3600.0
+"""Over a year: what is asked about is asked at the latest when the next year's audit comes."""
 """What one pass drops at most, so that it ends well within a statement's time."""
 OLDEST = "0.0"
 
@@ -87,7 +90,7 @@ class Events(Part):
         return await self._db.read(body)
 
     async def compact_events(self, *, keep_s: float, keep_per_crew: int) -> int:
-        """Drop old events, requests, tasks and broadcasts; return how many rows."""
+        """Drop old events, requests, tasks, broadcasts, ended crews and audit rows; return how many rows."""
 
         async def body(transaction: Transaction) -> int:
             gone = await transaction.rows(
@@ -96,7 +99,9 @@ class Events(Part):
             count = len(gone)
             for name in ("compact_requests", "compact_tasks", "compact_broadcasts"):
                 count += len(await transaction.rows(name, keep_s=REQUESTS_KEPT_S))
-            return count
+            count += len(await transaction.rows("compact_crews", keep_s=keep_s, limit=COMPACT_MAX_CREWS))
+            count += len(await transaction.rows("compact_audit", keep_s=AUDIT_KEPT_S, limit=COMPACT_MAX_ROWS))
+            return count + len(await transaction.rows("compact_tools"))
 
         return await self._db.run(body)
 

@@ -63,10 +63,12 @@ large, and every statement here is about few rows of many."""
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a commit changed: crews that got events with their last sequence, and whether agents changed."""
+    """What a commit changed: crews that got events with their last sequence, and whether agents changed, or
+    what they said of their tools."""
 
     crews: Mapping[str, int]
     agents: bool
+    tools: bool = False
 
 
 @dataclass(eq=False)
@@ -78,6 +80,8 @@ class Transaction:
     """Crews that get events by this transaction, with their last sequence."""
     agents: bool = False
     """Whether agents change by it."""
+    tools: bool = False
+    """Whether what agents said of their tools changes by it."""
     committing: bool = False
     """From here on a lost connection leaves the effect unknown."""
 
@@ -215,8 +219,9 @@ class Database:
                 raise
 
     def _tell(self, transaction: Transaction) -> None:
-        if self.on_commit is not None and (transaction.crews or transaction.agents):
-            self.on_commit(Changed(MappingProxyType(transaction.crews), transaction.agents))
+        if self.on_commit is not None and (transaction.crews or transaction.agents or transaction.tools):
+            crews = MappingProxyType(transaction.crews)
+            self.on_commit(Changed(crews, transaction.agents, transaction.tools))
 
 
 class _LostBeforeCommitError(Exception):

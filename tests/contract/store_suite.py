@@ -36,6 +36,7 @@ from factory_server.core.model import (
     AuditRow,
     ContextRow,
     CrewFilter,
+    CrewRow,
     HealthFact,
     InstanceState,
     Page,
@@ -56,6 +57,25 @@ async def moves_of(store: Store, crew: str) -> list[str]:
     """The crew's AGENT_STATE events as words."""
     events = [event.decode() for event in await store.read_events(crew, 0, 1000)]
     return [e.agent_step.event for e in events if e.type == events_pb2.EVENT_TYPE_AGENT_STATE]
+
+
+async def ended_crew(store: Store) -> CrewRow:
+    """A disbanded crew of which nothing runs any more, with something of every kind to remember."""
+    crew = await ready_crew(store)
+    agent = crew.agents[0]
+    await store.open_broadcast(
+        crew.id,
+        request("Broadcast"),
+        ALICE,
+        signal="PING",
+        payload=b"",
+        agents=[(agent.id, agent.name)],
+        ttl_s=1.0,
+    )
+    gone = await store.disband(crew.id, None, ALICE, failed=False, reason="Done", message="", drain_s=9)
+    await advance(store, gone.agents, E.DRAINED)
+    await store.forget_instances([instance.id for instance in await store.dying_instances(99)])
+    return await store.get_crew(crew.id)
 
 
 class CrewSuite:
@@ -501,6 +521,17 @@ class EventSuite:
         assert await store.compact_events(keep_s=-1, keep_per_crew=4) == 4
         assert await store.event_bounds(crew.id) == (head + 1, head)
         assert await store.append(crew.id, [events_pb2.Event()]) == head + 1
+
+    async def test_an_ended_crew_goes_whole_after_its_retention(self, store: Store) -> None:
+        live, ended = await ready_crew(store), await ended_crew(store)
+        await store.compact_events(keep_s=3600, keep_per_crew=1_000_000)
+        assert (await store.get_crew(ended.id)).state is CrewState.DISBANDED
+        await store.compact_events(keep_s=-1, keep_per_crew=1_000_000)
+        with pytest.raises(NotFound):
+            await store.get_crew(ended.id)
+        with pytest.raises(NotFound):
+            await store.get_agent(ended.agents[0].id)
+        assert (await store.get_agent(live.agents[0].id)).state is AgentState.READY
 
 
 class SignalSuite:

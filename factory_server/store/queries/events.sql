@@ -60,3 +60,26 @@ RETURNING 1 AS gone;
 -- name: compact_broadcasts
 DELETE FROM broadcast WHERE done_at < clock_timestamp() - make_interval(secs => %(keep_s)s::float8)
 RETURNING 1 AS gone;
+
+-- name: compact_crews
+-- What ended long ago, once its events have gone by their own retention and nothing runs for it any more.
+WITH gone AS MATERIALIZED (
+  SELECT c.id FROM crew c
+   WHERE c.state IN ('DISBANDED', 'FAILED')
+     AND c.updated_at < clock_timestamp() - make_interval(secs => %(keep_s)s::float8)
+     AND NOT EXISTS (SELECT FROM event e WHERE e.crew = c.id)
+     AND NOT EXISTS (SELECT FROM instance i JOIN agent a ON a.id = i.agent WHERE a.crew = c.id)
+   ORDER BY c.updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+health AS (DELETE FROM agent_health h USING agent a, gone g WHERE a.crew = g.id AND h.agent = a.id),
+tasks AS (DELETE FROM task t USING gone g WHERE t.crew = g.id),
+broadcasts AS (DELETE FROM broadcast b USING gone g WHERE b.crew = g.id),
+contexts AS (DELETE FROM context x USING gone g WHERE x.crew = g.id),
+agents AS (DELETE FROM agent a USING gone g WHERE a.crew = g.id)
+DELETE FROM crew c USING gone g WHERE c.id = g.id RETURNING 1 AS gone;
+
+-- name: compact_audit
+-- Rows come in order of time, so that the oldest few tell whether any is too old.
+DELETE FROM audit
+ WHERE id IN (SELECT id FROM audit ORDER BY id LIMIT %(limit)s)
+   AND time < clock_timestamp() - make_interval(secs => %(keep_s)s::float8)
+RETURNING 1 AS gone;
