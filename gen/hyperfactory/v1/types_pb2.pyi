@@ -890,6 +890,7 @@ class Model(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
     MAX_TOOL_ROUNDS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     base_url: _builtins.str
     """Base URL of an OpenAI-compatible endpoint, as `https://host/v1`. Empty: the scripted model."""
     model: _builtins.str
@@ -904,6 +905,10 @@ class Model(_message.Message):
     """How often the model may call tools before it must answer, 0 to 64. Absent: 16; 0: its tool calls go to the
     caller.
     """
+    embedding_model: _builtins.str
+    """Name of the model that embeds texts, at the same endpoint, for recall by meaning. Empty: the agent's memory is
+    searched by the words it shares with the question.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Time one answer may take, 100 ms to 1 h. Default 60 s."""
@@ -917,10 +922,11 @@ class Model(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         max_retries: _builtins.int | None = ...,
         max_tool_rounds: _builtins.int | None = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_max_tool_rounds", b"_max_tool_rounds", "max_retries", b"max_retries", "max_tool_rounds", b"max_tool_rounds", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_max_tool_rounds", b"_max_tool_rounds", "api_key_secret", b"api_key_secret", "base_url", b"base_url", "max_retries", b"max_retries", "max_tool_rounds", b"max_tool_rounds", "model", b"model", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_max_tool_rounds", b"_max_tool_rounds", "api_key_secret", b"api_key_secret", "base_url", b"base_url", "embedding_model", b"embedding_model", "max_retries", b"max_retries", "max_tool_rounds", b"max_tool_rounds", "model", b"model", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
     _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
