@@ -18,6 +18,8 @@ from embedded.process import is_running
 from embedded.valkey import EmbeddedValkey
 from factory_cli import local
 from factory_server.bus.keys import USER
+from factory_server.core.errors import Unavailable
+from factory_server.drivers.docker import survey
 from factory_server.drivers.namespaces import launcher
 from factory_server.drivers.namespaces.records import Records, stem
 
@@ -54,6 +56,7 @@ class Belongings:
     owned: set[str] = field(default_factory=set)
     processes: Sequence[str] = ()
     fork_servers: Sequence[str] = ()
+    containers: Sequence[str] = ()
     mounts: Sequence[str] = ()
     files: Sequence[str] = ()
     agents: Sequence[str] = ()
@@ -69,11 +72,23 @@ async def look(home: Path) -> Belongings:
     """Look everywhere. The host is looked at first: what is created meanwhile is then owned already."""
     found, home = Belongings(), await asyncio.to_thread(home.resolve)
     host = await asyncio.to_thread(_Host.see, home)
+    containers = await _look_at_engine(found, home)
     await _look_at_store(found, home)
     await _look_at_bus(found, home)
     await _look_at_gateway(found, home)
     host.judge(found)
+    found.containers = [
+        f"{c.instance} ({c.id}, {c.state})" for c in containers if c.instance not in found.owned
+    ]
     return found
+
+
+async def _look_at_engine(found: Belongings, home: Path) -> Sequence[survey.Container]:
+    try:
+        return await asyncio.to_thread(survey.containers_of, home)
+    except Unavailable as error:
+        found.absent["docker"] = error.message
+        return ()
 
 
 async def _look_at_store(found: Belongings, home: Path) -> None:

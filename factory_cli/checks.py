@@ -16,6 +16,9 @@ from pathlib import Path
 from embedded.ports import is_free
 from factory_cli import local
 from factory_cli.doctor import Finding, Health
+from factory_server.core.errors import Unavailable
+from factory_server.drivers.docker import survey
+from factory_server.drivers.docker.engine import DEFAULT_IMAGE
 
 PYTHON_MIN = (3, 11)
 DISK_MIN_BYTES = 1 * 1024**3
@@ -138,10 +141,40 @@ def ports(place: Path) -> Sequence[Finding]:
 
 
 def docker(_home: Path) -> Sequence[Finding]:
-    """A Docker engine; nothing here needs one."""
-    found = Path("/var/run/docker.sock").exists()
-    detail = "an engine's socket is there" if found else "no engine; not needed, agents run in namespaces"
-    return [Finding("docker", Health.OK, detail, required=False)]
+    """A Docker engine, the agents' image in it, and user namespaces; only `--driver docker` needs one."""
+    try:
+        found = survey.facts()
+    except Unavailable as error:
+        detail = f"{error.message}; not needed, agents run in namespaces"
+        return [Finding("docker", Health.OK, detail, required=False)]
+    return [_engine(found), _image(found), _user_namespaces(found)]
+
+
+def _engine(found: survey.Facts) -> Finding:
+    detail = f"engine {found.version} on {found.url}"
+    if found.too_old:
+        mend = "use an engine of version 20.10 or newer"
+        return Finding("docker", Health.DEGRADED, detail, mend, required=False)
+    return Finding("docker", Health.OK, detail, required=False)
+
+
+def _image(found: survey.Facts) -> Finding:
+    if not found.image:
+        detail = f"the engine has no image '{DEFAULT_IMAGE}'"
+        return Finding("docker image", Health.DEGRADED, detail, "make agent-image", required=False)
+    short = found.image.removeprefix("sha256:")[:12]
+    detail = f"{DEFAULT_IMAGE} {short}, {found.image_bytes / 1024**2:.0f} MiB"
+    return Finding("docker image", Health.OK, detail, required=False)
+
+
+def _user_namespaces(found: survey.Facts) -> Finding:
+    if found.user_namespaces:
+        detail = "root inside is an unprivileged user outside"
+        return Finding("docker userns", Health.OK, detail, required=False)
+    mend = "start the engine with userns-remap (here: make dockerd ARGS=--userns-remap)"
+    return Finding(
+        "docker userns", Health.DEGRADED, "the engine runs without userns-remap", mend, required=False
+    )
 
 
 def _importable(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Count what exists and nobody owns: processes, mounts, files, bus users and keys, rows, routes. Zeros expected.
+"""Count what exists and nobody owns: processes, containers, mounts, files, bus users, routes. Zeros expected.
 
 Owned is what the store says: instances of crews that are not DISBANDED or FAILED, and the warm pool's.
 """
@@ -39,7 +39,7 @@ class Counter:
     how: str
     find: Callable[[Belongings], Sequence[str]]
     needs: str = ""
-    """The part that must run for it: `postgres`, `valkey` or `gateway`."""
+    """The part that must answer for it: `postgres`, `valkey`, `gateway` or `docker`."""
 
 
 COUNTERS: tuple[Counter, ...] = (
@@ -52,6 +52,12 @@ COUNTERS: tuple[Counter, ...] = (
         "fork servers",
         "fork servers of this home beyond one, or any without a stack",
         lambda b: b.fork_servers,
+    ),
+    Counter(
+        "containers",
+        "containers of this home in the engine of DOCKER_HOST that own no instance row",
+        lambda b: b.containers,
+        "docker",
     ),
     Counter("mounts", "mount points below the home in /proc/self/mountinfo", lambda b: b.mounts),
     Counter(
