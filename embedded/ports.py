@@ -10,7 +10,7 @@ from pathlib import Path
 
 LOWEST, HIGHEST = 20_000, 29_999
 """Below the kernel's ephemeral range: no outgoing connection takes a port while its owner restarts."""
-NAMES = ("factory", "factory_metrics", "watchdog_metrics", "gateway", "gateway_metrics")
+NAMES = ("factory", "factory_http", "factory_metrics", "watchdog_metrics", "gateway", "gateway_metrics")
 _LISTEN = "0A"
 
 

@@ -47,7 +47,8 @@ def factory_command(
         name,
         "factory_server",
         *("--home", str(home), "--database-url", database_url),
-        *("--listen", _local(ports["factory"]), "--gateway", _local(ports["gateway"])),
+        *("--listen", _local(ports["factory"]), "--http-listen", _local(ports["factory_http"])),
+        *("--gateway", _local(ports["gateway"])),
         *("--metrics", _local(ports["factory_metrics"]), "--driver", driver, *extra),
     )
     # The bus's URL has a password, and a command line is everybody's to read.
@@ -70,9 +71,8 @@ def watchdog(home: Path, ports: Mapping[str, int]) -> Service:
 
 def gateway(home: Path, ports: Mapping[str, int]) -> Service:
     """Describe the gateway."""
-    return _client(
-        home, "gateway", ports, "--listen", _local(ports["gateway"]), "--state", str(home / "gateway")
-    )
+    where = ("--listen", _local(ports["gateway"]), "--state", str(home / "gateway"))
+    return _client(home, "gateway", ports, "--factory-http", _local(ports["factory_http"]), *where)
 
 
 def _client(home: Path, name: str, ports: Mapping[str, int], *extra: str) -> Service:

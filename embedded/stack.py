@@ -226,6 +226,6 @@ def _lock(home: Path) -> IO[str]:
 
 def _held(home: Path) -> set[str]:
     """Name the ports of programs that run already and will be adopted with them."""
-    owners = {"factory": ("factory", "factory_metrics"), "watchdog": ("watchdog_metrics",)}
+    owners = {"factory": ("factory", "factory_http", "factory_metrics"), "watchdog": ("watchdog_metrics",)}
     owners["gateway"] = ("gateway", "gateway_metrics")
     return {port for name, held in owners.items() if is_running(home, name) for port in held}

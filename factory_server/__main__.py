@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,9 +21,12 @@ from factory_server import config
 from factory_server.api.crews import CrewServicer, CrewUses
 from factory_server.api.encode import Encoder
 from factory_server.api.factory import FactoryFacts, FactoryServicer
+from factory_server.api.http.app import HttpFace
+from factory_server.api.http.build import build_face
+from factory_server.api.http.listener import Listener
 from factory_server.api.profiles import ProfileServicer
 from factory_server.api.registry import RegistryUses
-from factory_server.api.server import Servicers, build_server
+from factory_server.api.server import Servicers, build_guard, build_server
 from factory_server.bus import RedisBus
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
@@ -89,6 +92,21 @@ def open_identities(settings: config.Config) -> Identities:
     return Identities(ca, mint, directory)
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What answers calls: gRPC, and HTTP where it was asked for."""
+
+    grpc: Any
+    http: Listener | None
+
+    async def stop(self) -> None:
+        """Let calls in flight finish, for a while."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.grpc.stop(DRAIN_S), name="stop grpc")
+            if self.http is not None:
+                group.create_task(self.http.stop(DRAIN_S), name="stop http")
+
+
 class Factory:
     """One factory process, composed. `lanes` run in the caller's TaskGroup."""
 
@@ -130,8 +148,8 @@ class Factory:
         }
         return [group.create_task(lane, name=name) for name, lane in lanes.items()]
 
-    async def serve(self) -> Any:
-        """The gRPC server, listening."""
+    async def serve(self) -> Serving:
+        """What answers calls, listening."""
         codec = CursorCodec(await self.parts.store.secret("cursors"))
         encoder = Encoder(self.settings.gateway)
         probe = await self.parts.driver.probe()
@@ -156,11 +174,22 @@ class Factory:
             self.health,
         )
         verifier = TokenVerifier(self.who.mint.jwks)
-        server = build_server(servicers, verifier, self.audit, self.registry, RpcMetrics())
-        credentials = server_credentials(self.who.directory.file("factory").current)
-        server.add_secure_port(self.settings.listen, credentials)
+        guard = build_guard(verifier, self.audit, self.registry, RpcMetrics())
+        server = build_server(servicers, guard)
+        server.add_secure_port(self.settings.listen, server_credentials(self._identity()))
         await server.start()
-        return server
+        face = build_face(guard.guards, servicers, self.draining, self.who.mint.jwks)
+        return Serving(server, await self._listen(face))
+
+    async def _listen(self, face: HttpFace) -> Listener | None:
+        if not self.settings.http_listen:
+            return None
+        listener = Listener(face, self._identity(), self.settings.http_listen)
+        await listener.start()
+        return listener
+
+    def _identity(self) -> Callable[[], Identity]:
+        return self.who.directory.file("factory").current
 
 
 def _version() -> str:
@@ -224,7 +253,7 @@ async def run(settings: config.Config) -> None:
         async with asyncio.TaskGroup() as group:
             lanes = factory.start(group)
             await factory.reconciler.ready.wait()
-            server = await factory.serve()
+            serving = await factory.serve()
             factory.health.set_all(True)
             ready = True
             log.info("ready", extra={"action": "ready", "listen": settings.listen, "owner": parts.owner})
@@ -232,7 +261,7 @@ async def run(settings: config.Config) -> None:
             log.info("draining", extra={"action": "draining"})
             factory.health.set_all(False)
             factory.draining.set()
-            await server.stop(DRAIN_S)
+            await serving.stop()
             await egress.shut()
             for lane in lanes:
                 lane.cancel()

@@ -29,6 +29,7 @@ class Config:
     pool: int
     terminate: bool
     hold: bool = False
+    http_listen: str = ""
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -68,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bus.add_argument("--bus-url-file", type=_secret, help="a file with the same")
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port of the gRPC server (mTLS)")
+    parser.add_argument(
+        "--http-listen", default="", help="host:port of REST, MCP and chat (mTLS, HTTP/1.1); default: none"
+    )
     parser.add_argument(
         "--gateway", default="127.0.0.1:8443", help="host:port of the gateway, as told to clients"
     )

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="gateway", description="One port for the factory and every agent.")
     parser.add_argument("--factory", required=True, help="the factory's host:port")
+    parser.add_argument("--factory-http", default="", help="host:port where the factory speaks HTTP/1.1")
     parser.add_argument("--identity", required=True, type=Path, help="directory of the gateway's identity")
     parser.add_argument("--listen", required=True, help="host:port for clients")
     parser.add_argument("--state", required=True, type=Path, help="directory for what survives a restart")
@@ -46,6 +47,7 @@ def _options() -> Options:
     given = parser().parse_args()
     return Options(
         factory=given.factory,
+        factory_http=given.factory_http,
         identity=given.identity,
         listen=given.listen,
         state=given.state.resolve(),

@@ -53,6 +53,7 @@ class Addresses:
     relay: str
     members: str
     absent: str
+    factory_http: str = ""
 
 
 class Publisher:
@@ -134,6 +135,7 @@ class Publisher:
             ca=versioned(self._tls, "ca", ".pem", identity.ca_pem),
             identity=key_pair(self._tls, "gateway", identity.certificate_pem, identity.key_pem),
             groups=groups,
+            factory_http=self._addresses.factory_http,
         )
 
     async def _certified(self, names: frozenset[str]) -> dict[str, KeyPair]:
@@ -217,10 +219,13 @@ class Publisher:
         try:
             body = self._file.read_bytes()
             services = json.loads(body)["tcp"]["services"]
-            led = [services[name]["loadBalancer"]["servers"][0]["address"] for name in ("factory", "relay")]
+            wanted = {"factory": self._addresses.factory, "relay": self._addresses.relay}
+            if self._addresses.factory_http:
+                wanted["factory_http"] = self._addresses.factory_http
+            led = {name: services[name]["loadBalancer"]["servers"][0]["address"] for name in wanted}
         except (FileNotFoundError, ValueError, LookupError, TypeError):
             return b""  # none, or one that a power cut has left in pieces
-        return body if led == [self._addresses.factory, self._addresses.relay] else b""
+        return body if led == wanted else b""
 
 
 def _groups(members: Iterable[Route], certified: Container[str]) -> Groups:

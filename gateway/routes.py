@@ -49,6 +49,8 @@ class Settings:
     identity: KeyPair
     groups: Mapping[str, KeyPair] = field(default_factory=dict)
     """Certificates by group name. A group without one has no route yet."""
+    factory_http: str = ""
+    """Where the factory speaks HTTP/1.1; empty where it does not."""
 
 
 def routes(agents: Iterable[Route], settings: Settings) -> Json:
@@ -103,11 +105,12 @@ def _tls(served: Mapping[str, list[Route]], settings: Settings) -> Json:
 
 
 def _tcp(settings: Settings) -> Json:
-    return {
+    factory = f"HostSNI(`{FACTORY_AUTHORITY}`) || HostSNI(`localhost`)"
+    tcp: Json = {
         "routers": {
             "factory": {
                 "entryPoints": [PUBLIC],
-                "rule": f"HostSNI(`{FACTORY_AUTHORITY}`) || HostSNI(`localhost`)",
+                "rule": factory,
                 "priority": 100,
                 "service": "factory",
                 "tls": {"passthrough": True},
@@ -125,6 +128,15 @@ def _tcp(settings: Settings) -> Json:
             "relay": {"loadBalancer": {"servers": [{"address": settings.relay}]}},
         },
     }
+    if settings.factory_http:
+        # gRPC is HTTP/2 and says so in its first words; some of its clients offer HTTP/1.1 beside it.
+        tcp["routers"]["factory_http"] = tcp["routers"]["factory"] | {
+            "rule": f"({factory}) && !ALPN(`h2`)",
+            "priority": 110,
+            "service": "factory_http",
+        }
+        tcp["services"]["factory_http"] = {"loadBalancer": {"servers": [{"address": settings.factory_http}]}}
+    return tcp
 
 
 def _http(served: Mapping[str, list[Route]], settings: Settings) -> Json:

@@ -47,6 +47,7 @@ class Options:
     listen: str
     state: Path
     metrics: str
+    factory_http: str = ""
     grace_s: float = GRACE_S
     hello_s: float = HELLO_S
     limits: Limits = field(default_factory=Limits)
@@ -76,6 +77,7 @@ class Gateway:
             relay=address_of(self._sockets["relay"]),
             members=address_of(self._sockets["members"]),
             absent=self.activator.absent_at,
+            factory_http=options.factory_http,
         )
         self.publisher = Publisher(
             self.registry,

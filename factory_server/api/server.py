@@ -50,15 +50,11 @@ class Servicers:
     health: HealthServicer
 
 
-def build_server(
-    servicers: Servicers,
-    verifier: TokenVerifier,
-    audit: AuditLog,
-    registry: RegistryFeed,
-    metrics: RpcMetrics,
-) -> Any:
-    """A server without ports; a method without a policy row is refused here, before anything listens."""
-    guard = GuardInterceptor(
+def build_guard(
+    verifier: TokenVerifier, audit: AuditLog, registry: RegistryFeed, metrics: RpcMetrics
+) -> GuardInterceptor:
+    """What stands before every method, over gRPC and over HTTP; a method without a policy row is refused here."""
+    return GuardInterceptor(
         PolicyTable.from_services(*DESCRIPTORS),
         verifier,
         validator=RequestValidator(),
@@ -66,6 +62,10 @@ def build_server(
         generation_check=lambda crew, agent, generation: check_generation(registry, crew, agent, generation),
         metrics=metrics,
     )
+
+
+def build_server(servicers: Servicers, guard: GuardInterceptor) -> Any:
+    """A server without ports."""
     server = grpc.aio.server(interceptors=[guard], options=SERVER_OPTIONS)
     crew_service_pb2_grpc.add_CrewServiceServicer_to_server(servicers.crews, server)
     factory_service_pb2_grpc.add_FactoryServiceServicer_to_server(servicers.factory, server)

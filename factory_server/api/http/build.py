@@ -1,0 +1,34 @@
+"""Put the routes of the HTTP face together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from factory_server.api.http.app import HttpFace, anybody
+from factory_server.api.http.failures import JSON
+from factory_server.api.server import Servicers
+from wire.guarded import Guards
+
+JWKS_PATH: Final = "/.well-known/jwks.json"
+
+
+def build_face(
+    guards: Guards, servicers: Servicers, draining: asyncio.Event, jwks: Callable[[], str]
+) -> HttpFace:
+    """The face with every route, not yet listening."""
+    face = HttpFace(guards, draining)
+    _add_keys(face, jwks)
+    return face
+
+
+def _add_keys(face: HttpFace, jwks: Callable[[], str]) -> None:
+    """The keys that check tokens, where verifiers look for them."""
+
+    async def keys(_request: web.Request) -> web.Response:
+        return web.Response(body=jwks().encode(), content_type=JSON)
+
+    face.add("GET", JWKS_PATH, keys, anybody(JWKS_PATH))
