@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
+
+SOCKET_SUFFIX: Final = ".sock"
+HTTP_SUFFIX: Final = ".http"
+
+
+def http_socket(service_target: str) -> str:
+    """The path of the agent's HTTP socket, beside the service endpoint that `Driver.publish` returned.
+
+    It is not there where the agent serves no HTTP.
+    """
+    return service_target.removeprefix("unix://").removesuffix(SOCKET_SUFFIX) + HTTP_SUFFIX
 
 
 class Enforcement(StrEnum):
@@ -135,8 +146,9 @@ class Driver(Protocol):
     async def publish(self, instance: str) -> str:
         """Make the service endpoint reachable from the host side and return its gRPC target (`unix:///…`).
 
-        Called after Assume, when the runtime has bound its service socket. The returned path lies in a
-        directory that the agent cannot write, and is known to be a socket, not a link planted by the agent.
+        Called after Assume, when the runtime has bound its sockets. The returned path lies in a directory
+        that the agent cannot write, and is known to be a socket, not a link planted by the agent. The agent's
+        HTTP socket, where it has one, lies beside it at `http_socket(target)`: only the factory can open it.
         """
 
     async def wire(self, instance: str, links: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from typing import Final
 
 from factory_server.core.errors import Exhausted, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import (
+    HTTP_SUFFIX,
+    SOCKET_SUFFIX,
     DriverInfo,
     Enforcement,
     Exit,
@@ -246,12 +248,12 @@ class FakeDriver:
         return [self._sandbox(instance) for instance in alive]
 
     async def publish(self, instance: str) -> str:
-        """Link the service socket."""
+        """Link the sockets that it serves."""
         await self._face_weather("publish", instance)
-        source = Path(self._live(instance).own_dir) / "svc.sock"
-        target = self._where.sockets / "svc" / f"{stem(instance)}.sock"
+        own = Path(self._live(instance).own_dir)
+        target = self._where.sockets / "svc" / f"{stem(instance)}{SOCKET_SUFFIX}"
         try:
-            wiring.adopt(source, target, mode=wiring.PEER_MODE)
+            wiring.publish(own, target, target.with_name(f"{stem(instance)}{HTTP_SUFFIX}"))
         except OSError as error:
             raise Unavailable(f"cannot publish '{instance}': {error}") from error
         return f"unix://{target}"
@@ -288,8 +290,8 @@ class FakeDriver:
     def _remove_files(self, instance: str) -> None:
         for directory in self._directories(instance):
             shutil.rmtree(directory, ignore_errors=True)
-        for part in ("ctl", "svc"):
-            (self._where.sockets / part / f"{stem(instance)}.sock").unlink(missing_ok=True)
+        for part, suffix in (("ctl", SOCKET_SUFFIX), ("svc", SOCKET_SUFFIX), ("svc", HTTP_SUFFIX)):
+            (self._where.sockets / part / f"{stem(instance)}{suffix}").unlink(missing_ok=True)
 
     def exits(self) -> AsyncIterator[Exit]:
         """Instances that ended, from now on."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import pytest
 
 from factory_server.core.errors import Invalid, NotFound, Unavailable
-from factory_server.core.sandbox import Driver, Enforcement, Exit, Sandbox, SandboxSpec
+from factory_server.core.sandbox import Driver, Enforcement, Exit, Sandbox, SandboxSpec, http_socket
 from tests.contract.small_agent import ask
 
 DEADLINE_S = 10.0
@@ -141,6 +141,26 @@ class DriverSuite:
         assert stat.S_ISSOCK(path_of(target).lstat().st_mode)
         assert "pid" in await ask(target, {"do": "ping"})
         assert await rig.driver.publish("a-g1") == target
+
+    async def test_publish_takes_the_http_socket_for_the_factory_alone(self, rig: Rig) -> None:
+        before = rig.leftovers()
+        sandbox = await self.make(rig)
+        await ask(sandbox.control, {"do": "http"})
+        target = await rig.driver.publish("a-g1")
+        http = Path(http_socket(target))
+        assert stat.S_ISSOCK(http.lstat().st_mode)
+        assert stat.S_IMODE(http.stat().st_mode) == 0o600
+        assert not (await ask(sandbox.control, {"do": "own", "name": "http.sock"}))["there"]
+        assert await rig.driver.publish("a-g1") == target
+        reader, writer = await asyncio.open_unix_connection(str(http))
+        assert await reader.read() == b"hello"
+        writer.close()
+        await rig.driver.destroy("a-g1")
+        assert rig.leftovers() == before
+
+    async def test_publish_does_without_an_http_socket(self, rig: Rig) -> None:
+        await self.make(rig)
+        assert not Path(http_socket(await rig.driver.publish("a-g1"))).exists()
 
     async def test_publish_and_wire_need_a_living_instance(self, rig: Rig) -> None:
         with pytest.raises(NotFound):

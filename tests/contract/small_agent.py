@@ -36,6 +36,7 @@ async def serve(
 ) -> int:
     """Serve on `ctl.sock` and `svc.sock` until told to exit; the answer is the exit code."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    plain: list[asyncio.Server] = []
 
     async def do(wish: Answer) -> Answer:
         match wish["do"]:
@@ -52,6 +53,11 @@ async def serve(
                 return {}
             case "hog":
                 return {"bytes": len(b"x" * 500_000_000)}
+            case "http":
+                plain.append(await asyncio.start_unix_server(_greet, f"{own_dir}/http.sock"))
+                return {}
+            case "own":
+                return {"there": os.path.lexists(f"{own_dir}/{wish['name']}")}
             case "peers":
                 return {"names": sorted(os.listdir(peers_dir))}  # noqa: PTH208
             case "connect":
@@ -72,8 +78,15 @@ async def serve(
     try:
         return await ended
     finally:
+        for listener in plain:
+            listener.close()
         for server in servers:
             await server.stop(1.0)  # the answer to `exit` is on its way
+
+
+async def _greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello")
+    writer.close()
 
 
 async def _connect(path: Path) -> str:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory_server.core.errors import Invalid, Unavailable
+from factory_server.core.sandbox import HTTP_SUFFIX, SOCKET_SUFFIX
 from factory_server.drivers.namespaces import wiring
 from factory_server.drivers.namespaces.launcher import Places
 from factory_server.drivers.namespaces.records import stem
 
 _TREES = ("own", "peers")
-_LINKS = ("ctl", "svc")
+_LINKS = (("ctl", SOCKET_SUFFIX), ("svc", SOCKET_SUFFIX), ("svc", HTTP_SUFFIX))
+_LINK_DIRS = ("ctl", "svc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,11 @@ class Files:
         return self.where.sockets / "ctl" / f"{stem(instance)}.sock"
 
     def publish(self, instance: str, seal: bool) -> str:
-        """Take the service socket over; `seal` takes its directory away from the agent."""
+        """Take the sockets over that it serves; `seal` takes their directory away from the agent."""
         own = self.where.sockets / "own" / stem(instance)
-        target = self.where.sockets / "svc" / f"{stem(instance)}.sock"
+        target = self.where.sockets / "svc" / f"{stem(instance)}{SOCKET_SUFFIX}"
         try:
-            wiring.adopt(own / "svc.sock", target, mode=wiring.PEER_MODE)
+            wiring.publish(own, target, target.with_name(f"{stem(instance)}{HTTP_SUFFIX}"))
             if seal:
                 wiring.seal(own)
         except OSError as error:
@@ -57,18 +59,18 @@ class Files:
         for part in _TREES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.where.sockets / part / stem(instance))
-        for part in _LINKS:
-            (self.where.sockets / part / f"{stem(instance)}.sock").unlink(missing_ok=True)
+        for part, suffix in _LINKS:
+            (self.where.sockets / part / f"{stem(instance)}{suffix}").unlink(missing_ok=True)
 
     def present(self) -> Sequence[Path]:
         """What lies there of any instance."""
-        return [path for part in (*_TREES, *_LINKS) for path in (self.where.sockets / part).iterdir()]
+        return [path for part in (*_TREES, *_LINK_DIRS) for path in (self.where.sockets / part).iterdir()]
 
     def sweep(self, known: AbstractSet[str], present: Sequence[Path] | None = None) -> None:
         """Remove of `present` (or of all that lies there) what belongs to none of the `known` instances."""
         stems = {stem(instance) for instance in known}
         for path in self.present() if present is None else present:
-            if path.name.removesuffix(".sock") not in stems:
+            if path.name.removesuffix(SOCKET_SUFFIX).removesuffix(HTTP_SUFFIX) not in stems:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 

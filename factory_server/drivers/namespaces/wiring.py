@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Final
 
 PEER_MODE: Final = 0o666  # peers have other host users; they can only connect where we show the socket
+FACTORY_MODE: Final = 0o600
+SERVICE: Final = "svc.sock"
+HTTP: Final = "http.sock"
 
 
 class NotASocketError(OSError):
@@ -39,6 +42,18 @@ def adopt(source: Path, target: Path, *, mode: int) -> None:
         _replace(fresh, target)
     except FileNotFoundError as error:  # never made, or taken away while we looked
         raise NotASocketError(f"there is no socket '{source.name}'") from error
+
+
+def publish(own: Path, target: Path, http: Path) -> None:
+    """Adopt what an agent serves: its endpoint for peers, and for the factory alone its HTTP socket, if any."""
+    adopt(own / SERVICE, target, mode=PEER_MODE)
+    try:
+        adopt(own / HTTP, http, mode=FACTORY_MODE)
+    except NotASocketError:
+        if os.path.lexists(own / HTTP):
+            raise
+        return  # it has none, or we have taken it already
+    close_door(own / HTTP)
 
 
 def _replace(fresh: Path, target: Path) -> None:
