@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from factory_server.core import model, tools
+from factory_server.core import model
+from factory_server.core.tools import ToolStore
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
 
@@ -302,18 +303,6 @@ class TaskStore(Protocol):
 
     async def open_tasks(self, crew: str) -> Sequence[model.TaskRow]:
         """Tasks that have not ended."""
-
-
-class ToolStore(Protocol):
-    """What agents said of their tools."""
-
-    async def record_offers(self, crew: str, offers: Sequence[tools.Offer]) -> None:
-        """Write what agents of a crew say now, with a TOOLS event for each that says something else than before.
-        An offer of another generation than the agent's, of an agent on its way out, or older than what is
-        known, is left out. NotFound."""
-
-    async def offer_delta(self, mark: str) -> tools.OfferDelta:
-        """Offers that changed since `mark` ('' for all of agents that are not STOPPED)."""
 
 
 class ProfileStore(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from factory_server.core.errors import Unavailable
@@ -49,7 +50,7 @@ class GrpcLine:
         with _spoken():
             return await self._stub.Assume(request, timeout=deadline_s, wait_for_ready=False)
 
-    async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
+    async def attend(self) -> AsyncIterator[agent_service_pb2.DeliverResponse]:
         """See the port."""
         call = self._stub.Deliver()  # type: ignore[call-arg]  # without an iterator one reads and writes
         try:
@@ -60,7 +61,7 @@ class GrpcLine:
                     return
                 if response.attached:
                     self._session = call
-                yield list(response.receipts)
+                yield response
         finally:
             if self._session is call:
                 self._session = None
@@ -82,16 +83,17 @@ class GrpcLine:
         self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
         """See the port."""
-        call = self._stub.RunTask(request, timeout=deadline_s)
-        try:
-            while True:
-                with _spoken():
-                    update = await call.read()
-                if not isinstance(update, agent_service_pb2.AgentServiceRunTaskResponse):
-                    return
+        async with aclosing(_updates(self._stub.RunTask(request, timeout=deadline_s))) as updates:
+            async for update in updates:
                 yield update
-        finally:
-            call.cancel()
+
+    async def call_tool(
+        self, request: agent_service_pb2.CallToolRequest, *, deadline_s: float
+    ) -> AsyncIterator[agent_service_pb2.CallToolResponse]:
+        """See the port."""
+        async with aclosing(_updates(self._stub.CallTool(request, timeout=deadline_s))) as updates:
+            async for update in updates:
+                yield update
 
     async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
         """See the port."""
@@ -120,6 +122,19 @@ class GrpcLine:
     async def close(self) -> None:
         """See the port."""
         await self._channel.close(None)
+
+
+async def _updates(call: Any) -> AsyncGenerator[Any, None]:
+    """What a call streams back; the call ends with the iteration."""
+    try:
+        while True:
+            with _spoken():
+                update = await call.read()
+            if not isinstance(update, Message):
+                return
+            yield update
+    finally:
+        call.cancel()
 
 
 @contextmanager

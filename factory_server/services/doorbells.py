@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from factory_server.core.errors import FactoryError
-from factory_server.services.hub import REGISTRY, Hub
+from factory_server.services.hub import REGISTRY, TOOLS, Hub
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.watch import ALL
@@ -14,6 +14,8 @@ from factory_server.services.watch import ALL
 log = logging.getLogger("factory.doorbells")
 
 PENDING_MAX = 10_000
+TOOLS_WORD = "+tools"
+"""Among the crews of a ring: what agents said of their tools was stored. No crew is called so."""
 
 
 class Doorbells:
@@ -25,14 +27,14 @@ class Doorbells:
         self._pending: set[str] = set()
         self._wake = asyncio.Event()
 
-    def committed(self, crews: list[str], agents: bool) -> None:
-        """A commit of this process changed these crews (and agents)."""
+    def committed(self, crews: list[str], agents: bool, tools: bool = False) -> None:
+        """A commit of this process changed these crews (and agents, and what is known of tools)."""
         ring_here(self._parts.hub, crews, agents)
         if agents:
             for crew in crews:
                 self._reconciler.nudge(crew)
         if len(self._pending) < PENDING_MAX:
-            self._pending.update(crews)
+            self._pending.update([*crews, TOOLS_WORD] if tools else crews)
             self._wake.set()
 
     async def run(self) -> None:
@@ -55,6 +57,9 @@ class Doorbells:
         async for topic in self._parts.bus.doorbells():
             owner, *crews = topic.split(" ")
             if owner != self._parts.owner:
+                if TOOLS_WORD in crews:
+                    crews.remove(TOOLS_WORD)
+                    self._parts.hub.ring(TOOLS)
                 ring_here(self._parts.hub, crews, True)
                 for crew in crews:
                     self._reconciler.kick(crew)

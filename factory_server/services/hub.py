@@ -9,6 +9,8 @@ from typing import Self
 
 REGISTRY = "registry"
 """Rung when any agent changed."""
+TOOLS = "tools"
+"""Rung when another process stored what an agent said of its tools."""
 POOL = "pool"
 """Rung when the warm pool may need filling."""
 REAPER = "reaper"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from factory_server.core import model
@@ -43,6 +43,7 @@ class RegistryFeed:
         self._mark = ""
         self._agents: dict[str, model.AgentRow] = {}
         self._subscribers: set[_Subscriber] = set()
+        self.on_change: list[Callable[[model.AgentRow], None]] = []
         self.loaded = asyncio.Event()
 
     def find(self, agent: str) -> model.AgentRow | None:
@@ -74,6 +75,8 @@ class RegistryFeed:
                 self._agents.pop(agent.id, None)
             else:
                 self._agents[agent.id] = agent
+            for tell in self.on_change:
+                tell(agent)
             for subscriber in self._subscribers:
                 subscriber.pending[agent.id] = agent
                 subscriber.wake.set()

@@ -1,4 +1,4 @@
-"""Hold a line to every live instance: signals, rosters and identities go out, receipts come back."""
+"""Hold a line to every live instance: signals, rosters and identities go out, receipts and reports come back."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Session:
 
 OnAttached = Callable[[Session], Awaitable[None]]
 OnReceipts = Callable[[Session, Sequence[agent_service_pb2.SignalReceipt]], Awaitable[None]]
+OnReport = Callable[[Session, agent_service_pb2.AgentReport], None]
 
 
 class Sessions:
@@ -60,6 +61,7 @@ class Sessions:
         self._suspending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.on_attached: list[OnAttached] = []
         self.on_receipts: OnReceipts | None = None
+        self.on_report: OnReport | None = None
         self._changed = asyncio.Event()
 
     def suspending(self, agent: str) -> asyncio.Lock:
@@ -134,9 +136,9 @@ class Sessions:
         try:
             while True:
                 try:
-                    async for receipts in session.line.attend():
+                    async for said in session.line.attend():
                         pause_s = RETRY_FIRST_S
-                        await self._take(session, receipts)
+                        await self._take(session, said)
                 except FactoryError as error:
                     log.debug("session broke", extra={"agent": session.agent, "error": str(error)})
                 session.up.clear()
@@ -146,10 +148,12 @@ class Sessions:
             session.up.clear()
             await session.line.close()
 
-    async def _take(self, session: Session, receipts: Sequence[agent_service_pb2.SignalReceipt]) -> None:
+    async def _take(self, session: Session, said: agent_service_pb2.DeliverResponse) -> None:
         if not session.up.is_set():
             session.up.set()
             for attached in self.on_attached:
                 await attached(session)
-        if receipts and self.on_receipts is not None:
-            await self.on_receipts(session, receipts)
+        if said.HasField("report") and self.on_report is not None:
+            self.on_report(session, said.report)
+        if said.receipts and self.on_receipts is not None:
+            await self.on_receipts(session, said.receipts)

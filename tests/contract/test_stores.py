@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 from hibernation_suite import HibernationSuite
 from store_suite import StoreSuite
+from tools_suite import ToolsSuite
 
 from factory_server.core.ports import Store
 from factory_server.store import PostgresStore
 
 
-class TestPostgresStore(StoreSuite, HibernationSuite):
+class TestPostgresStore(StoreSuite, HibernationSuite, ToolsSuite):
     """The store on a real PostgreSQL."""
 
     @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,18 +72,18 @@ class ModelLine:
         mind.assumed = wished
         return agent_service_pb2.AssumeResponse()
 
-    async def attend(self) -> AsyncIterator[Sequence[agent_service_pb2.SignalReceipt]]:
+    async def attend(self) -> AsyncIterator[agent_service_pb2.DeliverResponse]:
         """Receipts, until the instance ends or a newer session stands."""
         instance, mind = self._agents.find(self._name)
         mind.session += 1
         self._session = mind.session
         mind.news.set()
-        yield []
+        yield agent_service_pb2.DeliverResponse(attached=True)
         while mind.session == self._session and instance.end is None and not self._closed.is_set():
             mind.news.clear()
             batch, mind.outbox = mind.outbox, []
             if batch:
-                yield batch
+                yield agent_service_pb2.DeliverResponse(receipts=batch)
             await _first(mind.news, instance.ended, self._closed)
         raise Unavailable("the session ended")
 

@@ -1,0 +1,193 @@
+"""Tools as the registry sees them: public names, what an agent's report makes known, and what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from factory_server.core.lifecycle import SERVING, TERMINAL, AgentState
+from factory_server.core.model import AgentRow
+from hyperfactory.v1 import agent_service_pb2, events_pb2, types_pb2
+
+NAME_MAX_CHARS = 64
+HASH_CHARS = 8
+SEPARATOR = "__"
+TOOLS_MAX = 512
+"""Of one agent; what it says beyond that is not listed."""
+REPORT_BYTES_MAX = 1 << 20
+TOOL_NAME_MAX_CHARS = 128
+CHANGED_NAMES_MAX = 100
+WRITERS = frozenset({"admin", "coder"})
+"""Scopes that may change things; every other scope sees and calls read-only tools alone."""
+GONE = (AgentState.DRAINING, *TERMINAL)
+"""States in which an agent's tools are not listed: it takes no call any more."""
+
+_FOREIGN = re.compile(r"[^A-Za-z0-9_-]")
+_HASHED = re.compile(r"_[0-9a-f]{8}\Z")
+
+
+def public_name(agent: str, tool: str) -> str:
+    """The name of an agent's tool in its crew: always prefixed, a function of these two names alone.
+
+    An agent's name has no `_`, so that no two pairs share a plain name. Whatever cannot stand as it is, and
+    whatever looks as if it had been cut, ends in a hash of the whole: a cut name is never another's plain one.
+    """
+    whole = f"{agent}{SEPARATOR}{tool}"
+    plain = _FOREIGN.sub("_", whole)
+    if plain == whole and len(whole) <= NAME_MAX_CHARS and not _HASHED.search(whole):
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:HASH_CHARS]
+    return f"{plain[: NAME_MAX_CHARS - HASH_CHARS - 1]}_{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one agent last said of its tools, and when."""
+
+    agent: str
+    crew: str
+    generation: int
+    revision: int
+    tools: tuple[agent_service_pb2.Tool, ...]
+    conditions: tuple[types_pb2.Condition, ...]
+    heard_at: datetime
+    heard_by: str
+    """The factory process that heard it, as its leases name it."""
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders what one agent said."""
+        return self.generation, self.revision
+
+    def report(self) -> agent_service_pb2.AgentReport:
+        """The same as the contract has it."""
+        return agent_service_pb2.AgentReport(
+            revision=self.revision, tools=self.tools, conditions=self.conditions
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOffer:
+    """An offer as stored. `heard`: the process that heard it still keeps the crew."""
+
+    offer: Offer
+    heard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OfferDelta:
+    """Offers that changed since a mark, and the next mark. Repeats are possible, omissions are not."""
+
+    offers: Sequence[KnownOffer]
+    mark: str
+
+
+class ToolStore(Protocol):
+    """What agents said of their tools."""
+
+    async def record_offers(self, crew: str, offers: Sequence[Offer]) -> None:
+        """Write what agents of a crew say now, with a TOOLS event for each that says something else than before.
+        An offer of another generation than the agent's, of an agent on its way out, or older than what is
+        known, is left out. NotFound."""
+
+    async def offer_delta(self, mark: str) -> OfferDelta:
+        """Offers that changed since `mark` ('' for all of agents that are not STOPPED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tool of one agent, under its public name."""
+
+    crew: str
+    name: str
+    tool: agent_service_pb2.Tool
+    agent: str
+    agent_name: str
+    generation: int
+    heard_at: datetime
+    stale: bool
+
+    @property
+    def place(self) -> str:
+        """Where it stands in a list of all, as page tokens say it."""
+        return f"{self.crew}/{self.name}"
+
+
+def offered(
+    agent: str,
+    crew: str,
+    generation: int,
+    report: agent_service_pb2.AgentReport,
+    *,
+    heard_at: datetime,
+    heard_by: str,
+) -> Offer:
+    """What a report makes known: each name once, by name, and no more than the registry takes of one agent."""
+    tools: dict[str, agent_service_pb2.Tool] = {}
+    left_bytes = REPORT_BYTES_MAX
+    for tool in report.tools:
+        left_bytes -= tool.ByteSize()
+        if len(tools) >= TOOLS_MAX or left_bytes < 0:
+            break
+        if 0 < len(tool.name) <= TOOL_NAME_MAX_CHARS:
+            tools.setdefault(tool.name, tool)
+    conditions = tuple(report.conditions[:TOOLS_MAX])
+    named = tuple(tools[name] for name in sorted(tools))
+    return Offer(agent, crew, generation, report.revision, named, conditions, heard_at, heard_by)
+
+
+def entries(agent: AgentRow, offer: Offer, *, heard: bool) -> tuple[Entry, ...]:
+    """The agent's tools as the registry lists them; none where the agent takes no call any more."""
+    if agent.state in GONE:
+        return ()
+    stale = not heard or agent.state not in SERVING or offer.generation != agent.generation
+    return tuple(
+        Entry(
+            crew=agent.crew,
+            name=public_name(agent.name, tool.name),
+            tool=tool,
+            agent=agent.id,
+            agent_name=agent.name,
+            generation=offer.generation,
+            heard_at=offer.heard_at,
+            stale=stale,
+        )
+        for tool in offer.tools
+    )
+
+
+def by_name(listed: Iterable[Entry]) -> dict[str, Entry]:
+    """A crew's tools in the order of lists. Should two hashes ever be alike, the older agent keeps the name:
+    ids sort by creation."""
+    found: dict[str, Entry] = {}
+    for entry in sorted(listed, key=lambda e: (e.name, e.agent, e.tool.name)):
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def may_use(tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> bool:
+    """Whether these scopes see and call the tool."""
+    return tool.read_only or not WRITERS.isdisjoint(scopes)
+
+
+def change(
+    before: Iterable[agent_service_pb2.Tool], after: Iterable[agent_service_pb2.Tool], generation: int
+) -> events_pb2.ToolsChange | None:
+    """What an event says of the step from one offer to the next; None where nothing changed. A tool that is
+    another one now under the same name went and came."""
+    was: Mapping[str, agent_service_pb2.Tool] = {tool.name: tool for tool in before}
+    now: Mapping[str, agent_service_pb2.Tool] = {tool.name: tool for tool in after}
+    added = sorted(name for name, tool in now.items() if was.get(name) != tool)
+    removed = sorted(name for name, tool in was.items() if now.get(name) != tool)
+    if not added and not removed:
+        return None
+    return events_pb2.ToolsChange(
+        generation=generation,
+        count=len(now),
+        added=added[:CHANGED_NAMES_MAX],
+        removed=removed[:CHANGED_NAMES_MAX],
+    )
