@@ -27,6 +27,7 @@ from factory_server.api.http.listener import Listener
 from factory_server.api.profiles import ProfileServicer
 from factory_server.api.registry import RegistryUses
 from factory_server.api.server import Servicers, build_guard, build_server
+from factory_server.api.tools import ToolServicer, ToolUses
 from factory_server.bus import RedisBus
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
@@ -45,11 +46,14 @@ from factory_server.services.audit import AuditLog
 from factory_server.services.broadcast import Broadcasts
 from factory_server.services.doorbells import Doorbells
 from factory_server.services.parts import Parts
+from factory_server.services.reach import Reach
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.registry import RegistryFeed
 from factory_server.services.renewal import Renewal
 from factory_server.services.sessions import Sessions
 from factory_server.services.tasks import Tasks
+from factory_server.services.tool_calls import ToolCalls
+from factory_server.services.tools import ToolRegistry
 from factory_server.services.watch import Feed
 from factory_server.store import PostgresStore
 from factory_server.store.pool import Changed
@@ -122,13 +126,15 @@ class Factory:
         self.reconciler = Reconciler(parts, self.sessions)
         self.reconciler.settle = self._settle
         self.registry = RegistryFeed(parts)
+        self.tools = ToolRegistry(parts, self.sessions, self.registry)
+        self.reach = Reach(parts, self.registry)
         self.audit = AuditLog(parts)
         self.doorbells = Doorbells(parts, self.reconciler)
         self.renewal = Renewal(parts, self.sessions, self.registry)
         store.on_commit = self._committed
 
     def _committed(self, changed: Changed) -> None:
-        self.doorbells.committed(list(changed.crews), changed.agents)
+        self.doorbells.committed(list(changed.crews), changed.agents, changed.tools)
 
     async def _settle(self, crew: str) -> None:
         await self.broadcasts.settle(crew)
@@ -139,6 +145,7 @@ class Factory:
         lanes = {
             "reconciler": self.reconciler.run(),
             "registry": self.registry.run(),
+            "tools": self.tools.run(),
             "broadcasts": self.broadcasts.run(),
             "tasks": self.tasks.run(),
             "audit": self.audit.run(),
@@ -171,6 +178,7 @@ class Factory:
             CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard
             FactoryServicer(registry, facts),
             ProfileServicer(self.parts, codec),
+            ToolServicer(self.tool_uses(codec)),
             self.health,
         )
         verifier = TokenVerifier(self.who.mint.jwks)
@@ -180,6 +188,11 @@ class Factory:
         await server.start()
         face = build_face(guard.guards, servicers, self.draining, self.who.mint.jwks)
         return Serving(server, await self._listen(face))
+
+    def tool_uses(self, codec: CursorCodec) -> ToolUses:
+        """What stands behind ToolService and the MCP endpoints."""
+        calls = ToolCalls(self.parts, self.sessions, self.tools, self.reach)
+        return ToolUses(self.tools, calls, codec, self.draining)
 
     async def _listen(self, face: HttpFace) -> Listener | None:
         if not self.settings.http_listen:

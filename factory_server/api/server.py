@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from factory_server.api.crews import CrewServicer
 from factory_server.api.factory import FactoryServicer
 from factory_server.api.profiles import ProfileServicer
+from factory_server.api.tools import ToolServicer
 from factory_server.core.errors import FactoryError, Refused
 from factory_server.core.model import AuditRow
 from factory_server.services.audit import AuditLog
@@ -23,6 +24,8 @@ from hyperfactory.v1 import (
     factory_service_pb2_grpc,
     profile_service_pb2,
     profile_service_pb2_grpc,
+    tool_service_pb2,
+    tool_service_pb2_grpc,
 )
 from wire.channels import SERVER_OPTIONS
 from wire.guarded import AuditRecord
@@ -37,6 +40,7 @@ DESCRIPTORS = (
     crew_service_pb2.DESCRIPTOR.services_by_name["CrewService"],
     factory_service_pb2.DESCRIPTOR.services_by_name["FactoryService"],
     profile_service_pb2.DESCRIPTOR.services_by_name["ProfileService"],
+    tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],
 )
 
 
@@ -47,6 +51,7 @@ class Servicers:
     crews: CrewServicer
     factory: FactoryServicer
     profiles: ProfileServicer
+    tools: ToolServicer
     health: HealthServicer
 
 
@@ -70,6 +75,7 @@ def build_server(servicers: Servicers, guard: GuardInterceptor) -> Any:
     crew_service_pb2_grpc.add_CrewServiceServicer_to_server(servicers.crews, server)
     factory_service_pb2_grpc.add_FactoryServiceServicer_to_server(servicers.factory, server)
     profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(servicers.profiles, server)
+    tool_service_pb2_grpc.add_ToolServiceServicer_to_server(servicers.tools, server)
     add_health(servicers.health, server)
     channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # works on grpc.aio, its stub does not know
     names = [d.full_name for d in DESCRIPTORS]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,10 +10,8 @@ from typing import Protocol
 from factory_server.core.lifecycle import SERVING, TERMINAL, AgentState
 from factory_server.core.model import AgentRow
 from hyperfactory.v1 import agent_service_pb2, events_pb2, types_pb2
+from wire.mcp.names import public_name
 
-NAME_MAX_CHARS = 64
-HASH_CHARS = 8
-SEPARATOR = "__"
 TOOLS_MAX = 512
 """Of one agent; what it says beyond that is not listed."""
 REPORT_BYTES_MAX = 1 << 20
@@ -25,23 +21,6 @@ WRITERS = frozenset({"admin", "coder"})
 """Scopes that may change things; every other scope sees and calls read-only tools alone."""
 GONE = (AgentState.DRAINING, *TERMINAL)
 """States in which an agent's tools are not listed: it takes no call any more."""
-
-_FOREIGN = re.compile(r"[^A-Za-z0-9_-]")
-_HASHED = re.compile(r"_[0-9a-f]{8}\Z")
-
-
-def public_name(agent: str, tool: str) -> str:
-    """The name of an agent's tool in its crew: always prefixed, a function of these two names alone.
-
-    An agent's name has no `_`, so that no two pairs share a plain name. Whatever cannot stand as it is, and
-    whatever looks as if it had been cut, ends in a hash of the whole: a cut name is never another's plain one.
-    """
-    whole = f"{agent}{SEPARATOR}{tool}"
-    plain = _FOREIGN.sub("_", whole)
-    if plain == whole and len(whole) <= NAME_MAX_CHARS and not _HASHED.search(whole):
-        return whole
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:HASH_CHARS]
-    return f"{plain[: NAME_MAX_CHARS - HASH_CHARS - 1]}_{digest}"
 
 
 @dataclass(frozen=True, slots=True)

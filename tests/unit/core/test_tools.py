@@ -12,6 +12,7 @@ from factory_server.core import tools
 from factory_server.core.lifecycle import AgentState
 from hyperfactory.v1 import agent_service_pb2
 from tests.unit.services.service_parts import agent
+from wire.mcp.names import NAME_MAX_CHARS, public_name
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 AGENTS = st.from_regex(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?(-[0-9]{1,3})?", fullmatch=True)
@@ -33,23 +34,23 @@ def offer(*given: agent_service_pb2.Tool, revision: int = 1, generation: int = 1
 
 @given(AGENTS, NAMES)
 def test_a_public_name_is_one_that_every_model_takes(owner: str, name: str):
-    public = tools.public_name(owner, name)
+    public = public_name(owner, name)
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", public)
     assert public[:32].startswith(f"{owner}__"[:32])
 
 
 @given(st.lists(st.tuples(AGENTS, NAMES), min_size=2, max_size=40, unique=True))
 def test_two_tools_never_share_a_name(pairs: list[tuple[str, str]]):
-    assert len({tools.public_name(*pair) for pair in pairs}) == len(pairs)
+    assert len({public_name(*pair) for pair in pairs}) == len(pairs)
 
 
 @given(AGENTS, st.from_regex(r"[A-Za-z0-9_-]{70,128}", fullmatch=True))
 def test_what_a_cut_name_became_is_nobodys_plain_name(owner: str, name: str):
     """The shortest tool that would be called as the cut one is, is called otherwise."""
-    cut = tools.public_name(owner, name)
-    assert len(cut) == tools.NAME_MAX_CHARS
+    cut = public_name(owner, name)
+    assert len(cut) == NAME_MAX_CHARS
     impostor = cut.removeprefix(f"{owner}__")
-    assert tools.public_name(owner, impostor) != cut
+    assert public_name(owner, impostor) != cut
 
 
 def test_names_in_use_never_change():
@@ -60,7 +61,7 @@ def test_names_in_use_never_change():
         ("a", "t" * 62): "a__tttttttttttttttttttttttttttttttttttttttttttttttttttt_eaa4a84a",
         ("a", "x_20300101"): "a__x_20300101_3c668455",
     }
-    assert {pair: tools.public_name(*pair) for pair in known} == known
+    assert {pair: public_name(*pair) for pair in known} == known
 
 
 def test_an_offer_takes_each_name_once_and_no_more_than_there_is_room_for():
