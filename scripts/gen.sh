@@ -15,5 +15,6 @@ PATH="$bin:$PATH" "$python" -m grpc_tools.protoc -I third_party --python_out="$o
   buf/validate/validate.proto
 "$python" -m grpc_tools.protoc -I proto -I third_party --include_imports --include_source_info \
   --descriptor_set_out="$out/hyperfactory.binpb" $files
+"$python" scripts/comments.py "$out"
 # Files without a service get empty service stubs; drop them.
 grep -L 'class .*Servicer' "$out"/hyperfactory/v1/*_pb2_grpc.py | while read -r empty; do rm -f "$empty" "${empty}i"; done

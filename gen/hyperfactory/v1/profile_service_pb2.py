@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from hyperfactory.v1 import options_pb2 as hyperfactory_dot_v1_dot_options__pb2
 from hyperfactory.v1 import types_pb2 as hyperfactory_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%hyperfactory/v1/profile_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"~\n\x14\x43reateProfileRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x07profile\x18\x02 \x01(\x0b\x32\x18.hyperfactory.v1.ProfileB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"B\n\x15\x43reateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile\",\n\x11GetProfileRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"?\n\x12GetProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile\"R\n\x13ListProfilesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"[\n\x14ListProfilesResponse\x12*\n\x08profiles\x18\x01 \x03(\x0b\x32\x18.hyperfactory.v1.Profile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaf\x01\n\x14UpdateProfileRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x07profile\x18\x02 \x01(\x0b\x32\x18.hyperfactory.v1.ProfileB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"B\n\x15UpdateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile2\x81\x04\n\x0eProfileService\x12u\n\rCreateProfile\x12%.hyperfactory.v1.CreateProfileRequest\x1a&.hyperfactory.v1.CreateProfileResponse\"\x15\x8a\xe7\x18\x11\n\x01\x01\x12\x05\x61\x64min \x01(\x90N0\x01\x12|\n\nGetProfile\x12\".hyperfactory.v1.GetProfileRequest\x1a#.hyperfactory.v1.GetProfileResponse\"%\x90\x02\x01\x8a\xe7\x18\x1e\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N\x12\x82\x01\n\x0cListProfiles\x12$.hyperfactory.v1.ListProfilesRequest\x1a%.hyperfactory.v1.ListProfilesResponse\"%\x90\x02\x01\x8a\xe7\x18\x1e\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N\x12u\n\rUpdateProfile\x12%.hyperfactory.v1.UpdateProfileRequest\x1a&.hyperfactory.v1.UpdateProfileResponse\"\x15\x8a\xe7\x18\x11\n\x01\x01\x12\x05\x61\x64min \x01(\x90N0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%hyperfactory/v1/profile_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"~\n\x14\x43reateProfileRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x07profile\x18\x02 \x01(\x0b\x32\x18.hyperfactory.v1.ProfileB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"B\n\x15\x43reateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile\",\n\x11GetProfileRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"?\n\x12GetProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile\"R\n\x13ListProfilesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"[\n\x14ListProfilesResponse\x12*\n\x08profiles\x18\x01 \x03(\x0b\x32\x18.hyperfactory.v1.Profile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaf\x01\n\x14UpdateProfileRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x07profile\x18\x02 \x01(\x0b\x32\x18.hyperfactory.v1.ProfileB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"B\n\x15UpdateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.hyperfactory.v1.Profile2\xf0\x04\n\x0eProfileService\x12\x8f\x01\n\rCreateProfile\x12%.hyperfactory.v1.CreateProfileRequest\x1a&.hyperfactory.v1.CreateProfileResponse\"/\x8a\xe7\x18\x11\n\x01\x01\x12\x05\x61\x64min \x01(\x90N0\x01\x82\xd3\xe4\x93\x02\x14\"\t/profiles:\x07profile\x12\x94\x01\n\nGetProfile\x12\".hyperfactory.v1.GetProfileRequest\x1a#.hyperfactory.v1.GetProfileResponse\"=\x90\x02\x01\x8a\xe7\x18\x1e\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N\x82\xd3\xe4\x93\x02\x12\x12\x10/profiles/{name}\x12\x93\x01\n\x0cListProfiles\x12$.hyperfactory.v1.ListProfilesRequest\x1a%.hyperfactory.v1.ListProfilesResponse\"6\x90\x02\x01\x8a\xe7\x18\x1e\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N\x82\xd3\xe4\x93\x02\x0b\x12\t/profiles\x12\x9e\x01\n\rUpdateProfile\x12%.hyperfactory.v1.UpdateProfileRequest\x1a&.hyperfactory.v1.UpdateProfileResponse\">\x8a\xe7\x18\x11\n\x01\x01\x12\x05\x61\x64min \x01(\x90N0\x01\x82\xd3\xe4\x93\x02#2\x18/profiles/{profile.name}:\x07profileb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,29 +51,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEPROFILEREQUEST'].fields_by_name['profile']._loaded_options = None
   _globals['_UPDATEPROFILEREQUEST'].fields_by_name['profile']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PROFILESERVICE'].methods_by_name['CreateProfile']._loaded_options = None
-  _globals['_PROFILESERVICE'].methods_by_name['CreateProfile']._serialized_options = b'\212\347\030\021\n\001\001\022\005admin \001(\220N0\001'
+  _globals['_PROFILESERVICE'].methods_by_name['CreateProfile']._serialized_options = b'\212\347\030\021\n\001\001\022\005admin \001(\220N0\001\202\323\344\223\002\024\"\t/profiles:\007profile'
   _globals['_PROFILESERVICE'].methods_by_name['GetProfile']._loaded_options = None
-  _globals['_PROFILESERVICE'].methods_by_name['GetProfile']._serialized_options = b'\220\002\001\212\347\030\036\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N'
+  _globals['_PROFILESERVICE'].methods_by_name['GetProfile']._serialized_options = b'\220\002\001\212\347\030\036\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N\202\323\344\223\002\022\022\020/profiles/{name}'
   _globals['_PROFILESERVICE'].methods_by_name['ListProfiles']._loaded_options = None
-  _globals['_PROFILESERVICE'].methods_by_name['ListProfiles']._serialized_options = b'\220\002\001\212\347\030\036\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N'
+  _globals['_PROFILESERVICE'].methods_by_name['ListProfiles']._serialized_options = b'\220\002\001\212\347\030\036\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N\202\323\344\223\002\013\022\t/profiles'
   _globals['_PROFILESERVICE'].methods_by_name['UpdateProfile']._loaded_options = None
-  _globals['_PROFILESERVICE'].methods_by_name['UpdateProfile']._serialized_options = b'\212\347\030\021\n\001\001\022\005admin \001(\220N0\001'
-  _globals['_CREATEPROFILEREQUEST']._serialized_start=181
-  _globals['_CREATEPROFILEREQUEST']._serialized_end=307
-  _globals['_CREATEPROFILERESPONSE']._serialized_start=309
-  _globals['_CREATEPROFILERESPONSE']._serialized_end=375
-  _globals['_GETPROFILEREQUEST']._serialized_start=377
-  _globals['_GETPROFILEREQUEST']._serialized_end=421
-  _globals['_GETPROFILERESPONSE']._serialized_start=423
-  _globals['_GETPROFILERESPONSE']._serialized_end=486
-  _globals['_LISTPROFILESREQUEST']._serialized_start=488
-  _globals['_LISTPROFILESREQUEST']._serialized_end=570
-  _globals['_LISTPROFILESRESPONSE']._serialized_start=572
-  _globals['_LISTPROFILESRESPONSE']._serialized_end=663
-  _globals['_UPDATEPROFILEREQUEST']._serialized_start=666
-  _globals['_UPDATEPROFILEREQUEST']._serialized_end=841
-  _globals['_UPDATEPROFILERESPONSE']._serialized_start=843
-  _globals['_UPDATEPROFILERESPONSE']._serialized_end=909
-  _globals['_PROFILESERVICE']._serialized_start=912
-  _globals['_PROFILESERVICE']._serialized_end=1425
+  _globals['_PROFILESERVICE'].methods_by_name['UpdateProfile']._serialized_options = b'\212\347\030\021\n\001\001\022\005admin \001(\220N0\001\202\323\344\223\002#2\030/profiles/{profile.name}:\007profile'
+  _globals['_CREATEPROFILEREQUEST']._serialized_start=211
+  _globals['_CREATEPROFILEREQUEST']._serialized_end=337
+  _globals['_CREATEPROFILERESPONSE']._serialized_start=339
+  _globals['_CREATEPROFILERESPONSE']._serialized_end=405
+  _globals['_GETPROFILEREQUEST']._serialized_start=407
+  _globals['_GETPROFILEREQUEST']._serialized_end=451
+  _globals['_GETPROFILERESPONSE']._serialized_start=453
+  _globals['_GETPROFILERESPONSE']._serialized_end=516
+  _globals['_LISTPROFILESREQUEST']._serialized_start=518
+  _globals['_LISTPROFILESREQUEST']._serialized_end=600
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=602
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=693
+  _globals['_UPDATEPROFILEREQUEST']._serialized_start=696
+  _globals['_UPDATEPROFILEREQUEST']._serialized_end=871
+  _globals['_UPDATEPROFILERESPONSE']._serialized_start=873
+  _globals['_UPDATEPROFILERESPONSE']._serialized_end=939
+  _globals['_PROFILESERVICE']._serialized_start=942
+  _globals['_PROFILESERVICE']._serialized_end=1566
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hyperfactory.v1 import agent_service_pb2 as hyperfactory_dot_v1_dot_agent__service__pb2
@@ -30,7 +31,7 @@ from hyperfactory.v1 import options_pb2 as hyperfactory_dot_v1_dot_options__pb2
 from hyperfactory.v1 import types_pb2 as hyperfactory_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hyperfactory/v1/skill_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"\xb7\x02\n\tSkillPack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x0b\x66rontmatter\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillFile\x12\x0c\n\x04size\x18\x06 \x01(\x03\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12)\n\x05tools\x18\t \x03(\x0b\x32\x1a.hyperfactory.v1.SkillTool\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x0b \x01(\t\"`\n\x0fSkillPackHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"r\n\x17PublishSkillPackRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hyperfactory.v1.SkillPackHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"U\n\x18PublishSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"0\n\x13GetSkillPackRequest\x12\x19\n\x05skill\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"@\n\x14GetSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\"T\n\x15ListSkillPacksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\\\n\x16ListSkillPacksResponse\x12)\n\x05packs\x18\x01 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x15MountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x05skill\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"e\n\x16MountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent\x12$\n\x05tools\x18\x02 \x03(\x0b\x32\x15.hyperfactory.v1.Tool\"j\n\x17UnmountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x18UnmountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent2\xa7\x06\n\x0cSkillService\x12\x9c\x01\n\x10PublishSkillPack\x12(.hyperfactory.v1.PublishSkillPackRequest\x1a).hyperfactory.v1.PublishSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xe0\xd4\x03\x30\x01:\x19\x63\x61pabilities: skill packs(\x01\x12\x9d\x01\n\x0cGetSkillPack\x12$.hyperfactory.v1.GetSkillPackRequest\x1a%.hyperfactory.v1.GetSkillPackResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\xa3\x01\n\x0eListSkillPacks\x12&.hyperfactory.v1.ListSkillPacksRequest\x1a\'.hyperfactory.v1.ListSkillPacksResponse\"@\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x12\x94\x01\n\x0eMountSkillPack\x12&.hyperfactory.v1.MountSkillPackRequest\x1a\'.hyperfactory.v1.MountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packs\x12\x9a\x01\n\x10UnmountSkillPack\x12(.hyperfactory.v1.UnmountSkillPackRequest\x1a).hyperfactory.v1.UnmountSkillPackResponse\"1\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hyperfactory/v1/skill_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\x1a\x1bhyperfactory/v1/types.proto\"\xb7\x02\n\tSkillPack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x0b\x66rontmatter\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillFile\x12\x0c\n\x04size\x18\x06 \x01(\x03\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12)\n\x05tools\x18\t \x03(\x0b\x32\x1a.hyperfactory.v1.SkillTool\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x0b \x01(\t\"`\n\x0fSkillPackHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"r\n\x17PublishSkillPackRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hyperfactory.v1.SkillPackHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"U\n\x18PublishSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"0\n\x13GetSkillPackRequest\x12\x19\n\x05skill\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"@\n\x14GetSkillPackResponse\x12(\n\x04pack\x18\x01 \x01(\x0b\x32\x1a.hyperfactory.v1.SkillPack\"T\n\x15ListSkillPacksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\\\n\x16ListSkillPacksResponse\x12)\n\x05packs\x18\x01 \x03(\x0b\x32\x1a.hyperfactory.v1.SkillPack\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x15MountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x05skill\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"e\n\x16MountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent\x12$\n\x05tools\x18\x02 \x03(\x0b\x32\x15.hyperfactory.v1.Tool\"j\n\x17UnmountSkillPackRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x05\x61gent\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x18UnmountSkillPackResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.hyperfactory.v1.Agent2\xa5\x07\n\x0cSkillService\x12\xae\x01\n\x10PublishSkillPack\x12(.hyperfactory.v1.PublishSkillPackRequest\x1a).hyperfactory.v1.PublishSkillPackResponse\"C\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xe0\xd4\x03\x30\x01:\x19\x63\x61pabilities: skill packs\x82\xd3\xe4\x93\x02\x0c\"\x07/skills:\x01*(\x01\x12\xb4\x01\n\x0cGetSkillPack\x12$.hyperfactory.v1.GetSkillPackRequest\x1a%.hyperfactory.v1.GetSkillPackResponse\"W\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x82\xd3\xe4\x93\x02\x11\x12\x0f/skills/{skill}\x12\xb2\x01\n\x0eListSkillPacks\x12&.hyperfactory.v1.ListSkillPacksRequest\x1a\'.hyperfactory.v1.ListSkillPacksResponse\"O\x90\x02\x01\x8a\xe7\x18\x39\n\x01\x01\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer(\x90N:\x19\x63\x61pabilities: skill packs\x82\xd3\xe4\x93\x02\t\x12\x07/skills\x12\xb5\x01\n\x0eMountSkillPack\x12&.hyperfactory.v1.MountSkillPackRequest\x1a\'.hyperfactory.v1.MountSkillPackResponse\"R\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packs\x82\xd3\xe4\x93\x02\x1b\"\x16/agents/{agent}/skills:\x01*\x12\xbf\x01\n\x10UnmountSkillPack\x12(.hyperfactory.v1.UnmountSkillPackRequest\x1a).hyperfactory.v1.UnmountSkillPackResponse\"V\x8a\xe7\x18-\n\x01\x01\x12\x05\x61\x64min \x01(\xb0\xea\x01\x30\x01:\x19\x63\x61pabilities: skill packs\x82\xd3\xe4\x93\x02\x1f*\x1d/agents/{agent}/skills/{name}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,39 +63,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNMOUNTSKILLPACKREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_UNMOUNTSKILLPACKREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SKILLSERVICE'].methods_by_name['PublishSkillPack']._loaded_options = None
-  _globals['_SKILLSERVICE'].methods_by_name['PublishSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\340\324\0030\001:\031capabilities: skill packs'
+  _globals['_SKILLSERVICE'].methods_by_name['PublishSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\340\324\0030\001:\031capabilities: skill packs\202\323\344\223\002\014\"\007/skills:\001*'
   _globals['_SKILLSERVICE'].methods_by_name['GetSkillPack']._loaded_options = None
-  _globals['_SKILLSERVICE'].methods_by_name['GetSkillPack']._serialized_options = b'\220\002\001\212\347\0309\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N:\031capabilities: skill packs'
+  _globals['_SKILLSERVICE'].methods_by_name['GetSkillPack']._serialized_options = b'\220\002\001\212\347\0309\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N:\031capabilities: skill packs\202\323\344\223\002\021\022\017/skills/{skill}'
   _globals['_SKILLSERVICE'].methods_by_name['ListSkillPacks']._loaded_options = None
-  _globals['_SKILLSERVICE'].methods_by_name['ListSkillPacks']._serialized_options = b'\220\002\001\212\347\0309\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N:\031capabilities: skill packs'
+  _globals['_SKILLSERVICE'].methods_by_name['ListSkillPacks']._serialized_options = b'\220\002\001\212\347\0309\n\001\001\022\005admin\022\005coder\022\010reviewer(\220N:\031capabilities: skill packs\202\323\344\223\002\t\022\007/skills'
   _globals['_SKILLSERVICE'].methods_by_name['MountSkillPack']._loaded_options = None
-  _globals['_SKILLSERVICE'].methods_by_name['MountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs'
+  _globals['_SKILLSERVICE'].methods_by_name['MountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs\202\323\344\223\002\033\"\026/agents/{agent}/skills:\001*'
   _globals['_SKILLSERVICE'].methods_by_name['UnmountSkillPack']._loaded_options = None
-  _globals['_SKILLSERVICE'].methods_by_name['UnmountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs'
-  _globals['_SKILLPACK']._serialized_start=246
-  _globals['_SKILLPACK']._serialized_end=557
-  _globals['_SKILLPACKHEADER']._serialized_start=559
-  _globals['_SKILLPACKHEADER']._serialized_end=655
-  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_start=657
-  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_end=771
-  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_start=773
-  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_end=858
-  _globals['_GETSKILLPACKREQUEST']._serialized_start=860
-  _globals['_GETSKILLPACKREQUEST']._serialized_end=908
-  _globals['_GETSKILLPACKRESPONSE']._serialized_start=910
-  _globals['_GETSKILLPACKRESPONSE']._serialized_end=974
-  _globals['_LISTSKILLPACKSREQUEST']._serialized_start=976
-  _globals['_LISTSKILLPACKSREQUEST']._serialized_end=1060
-  _globals['_LISTSKILLPACKSRESPONSE']._serialized_start=1062
-  _globals['_LISTSKILLPACKSRESPONSE']._serialized_end=1154
-  _globals['_MOUNTSKILLPACKREQUEST']._serialized_start=1156
-  _globals['_MOUNTSKILLPACKREQUEST']._serialized_end=1262
-  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_start=1264
-  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_end=1365
-  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_start=1367
-  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_end=1473
-  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_start=1475
-  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_end=1540
-  _globals['_SKILLSERVICE']._serialized_start=1543
-  _globals['_SKILLSERVICE']._serialized_end=2350
+  _globals['_SKILLSERVICE'].methods_by_name['UnmountSkillPack']._serialized_options = b'\212\347\030-\n\001\001\022\005admin \001(\260\352\0010\001:\031capabilities: skill packs\202\323\344\223\002\037*\035/agents/{agent}/skills/{name}'
+  _globals['_SKILLPACK']._serialized_start=276
+  _globals['_SKILLPACK']._serialized_end=587
+  _globals['_SKILLPACKHEADER']._serialized_start=589
+  _globals['_SKILLPACKHEADER']._serialized_end=685
+  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_start=687
+  _globals['_PUBLISHSKILLPACKREQUEST']._serialized_end=801
+  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_start=803
+  _globals['_PUBLISHSKILLPACKRESPONSE']._serialized_end=888
+  _globals['_GETSKILLPACKREQUEST']._serialized_start=890
+  _globals['_GETSKILLPACKREQUEST']._serialized_end=938
+  _globals['_GETSKILLPACKRESPONSE']._serialized_start=940
+  _globals['_GETSKILLPACKRESPONSE']._serialized_end=1004
+  _globals['_LISTSKILLPACKSREQUEST']._serialized_start=1006
+  _globals['_LISTSKILLPACKSREQUEST']._serialized_end=1090
+  _globals['_LISTSKILLPACKSRESPONSE']._serialized_start=1092
+  _globals['_LISTSKILLPACKSRESPONSE']._serialized_end=1184
+  _globals['_MOUNTSKILLPACKREQUEST']._serialized_start=1186
+  _globals['_MOUNTSKILLPACKREQUEST']._serialized_end=1292
+  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_start=1294
+  _globals['_MOUNTSKILLPACKRESPONSE']._serialized_end=1395
+  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_start=1397
+  _globals['_UNMOUNTSKILLPACKREQUEST']._serialized_end=1503
+  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_start=1505
+  _globals['_UNMOUNTSKILLPACKRESPONSE']._serialized_end=1570
+  _globals['_SKILLSERVICE']._serialized_start=1573
+  _globals['_SKILLSERVICE']._serialized_end=2506
 # @@protoc_insertion_point(module_scope)

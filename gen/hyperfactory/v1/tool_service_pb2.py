@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
@@ -30,7 +31,7 @@ from hyperfactory.v1 import agent_service_pb2 as hyperfactory_dot_v1_dot_agent__
 from hyperfactory.v1 import options_pb2 as hyperfactory_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hyperfactory/v1/tool_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\"\xcb\x01\n\x0eRegisteredTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04tool\x18\x02 \x01(\x0b\x32\x15.hyperfactory.v1.Tool\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x12\n\nagent_name\x18\x04 \x01(\t\x12\x0c\n\x04\x63rew\x18\x05 \x01(\t\x12\x12\n\ngeneration\x18\x06 \x01(\x03\x12\x32\n\x0ehandshake_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x08 \x01(\x08\"\x89\x01\n\x1bToolServiceListToolsRequest\x12\x15\n\x04\x63rew\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x61gent\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"g\n\x1cToolServiceListToolsResponse\x12.\n\x05tools\x18\x01 \x03(\x0b\x32\x1f.hyperfactory.v1.RegisteredTool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x11WatchToolsRequest\x12\x15\n\x04\x63rew\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12H\n\x11\x62ookmark_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x03\x08\x90\x1c\x32\x05\x10\x80\xc2\xd7/\"\x82\x01\n\x12WatchToolsResponse\x12\x31\n\x08upserted\x18\x01 \x03(\x0b\x32\x1f.hyperfactory.v1.RegisteredTool\x12)\n\x07removed\x18\x02 \x03(\x0b\x32\x18.hyperfactory.v1.ToolKey\x12\x0e\n\x06synced\x18\x03 \x01(\x08\"%\n\x07ToolKey\x12\x0c\n\x04\x63rew\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xba\x01\n\x1aToolServiceCallToolRequest\x12\x17\n\x04\x63rew\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12>\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x03\x08\x90\x1c\x32\x05\x10\x80\xad\xe2\x04\"\x89\x01\n\x1bToolServiceCallToolResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.hyperfactory.v1.TaskProgressH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.hyperfactory.v1.ToolResultH\x00\x42\x08\n\x06update2\x94\x04\n\x0bToolService\x12\xb3\x01\n\tListTools\x12,.hyperfactory.v1.ToolServiceListToolsRequest\x1a-.hyperfactory.v1.ToolServiceListToolsResponse\"I\x90\x02\x01\x8a\xe7\x18\x42\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02(\x88\':\x1f\x63\x61pabilities: the Tool Registry\x12\x9f\x01\n\nWatchTools\x12\".hyperfactory.v1.WatchToolsRequest\x1a#.hyperfactory.v1.WatchToolsResponse\"F\x90\x02\x01\x8a\xe7\x18?\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02:\x1f\x63\x61pabilities: the Tool Registry0\x01\x12\xac\x01\n\x08\x43\x61llTool\x12+.hyperfactory.v1.ToolServiceCallToolRequest\x1a,.hyperfactory.v1.ToolServiceCallToolResponse\"C\x8a\xe7\x18?\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02:\x1f\x63\x61pabilities: the Tool Registry0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hyperfactory/v1/tool_service.proto\x12\x0fhyperfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#hyperfactory/v1/agent_service.proto\x1a\x1dhyperfactory/v1/options.proto\"\xcb\x01\n\x0eRegisteredTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04tool\x18\x02 \x01(\x0b\x32\x15.hyperfactory.v1.Tool\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x12\n\nagent_name\x18\x04 \x01(\t\x12\x0c\n\x04\x63rew\x18\x05 \x01(\t\x12\x12\n\ngeneration\x18\x06 \x01(\x03\x12\x32\n\x0ehandshake_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x08 \x01(\x08\"\x89\x01\n\x1bToolServiceListToolsRequest\x12\x15\n\x04\x63rew\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x61gent\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"g\n\x1cToolServiceListToolsResponse\x12.\n\x05tools\x18\x01 \x03(\x0b\x32\x1f.hyperfactory.v1.RegisteredTool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x11WatchToolsRequest\x12\x15\n\x04\x63rew\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12H\n\x11\x62ookmark_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x03\x08\x90\x1c\x32\x05\x10\x80\xc2\xd7/\"\x82\x01\n\x12WatchToolsResponse\x12\x31\n\x08upserted\x18\x01 \x03(\x0b\x32\x1f.hyperfactory.v1.RegisteredTool\x12)\n\x07removed\x18\x02 \x03(\x0b\x32\x18.hyperfactory.v1.ToolKey\x12\x0e\n\x06synced\x18\x03 \x01(\x08\"%\n\x07ToolKey\x12\x0c\n\x04\x63rew\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xba\x01\n\x1aToolServiceCallToolRequest\x12\x17\n\x04\x63rew\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12>\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x03\x08\x90\x1c\x32\x05\x10\x80\xad\xe2\x04\"\x89\x01\n\x1bToolServiceCallToolResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.hyperfactory.v1.TaskProgressH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.hyperfactory.v1.ToolResultH\x00\x42\x08\n\x06update2\xd3\x04\n\x0bToolService\x12\xc1\x01\n\tListTools\x12,.hyperfactory.v1.ToolServiceListToolsRequest\x1a-.hyperfactory.v1.ToolServiceListToolsResponse\"W\x90\x02\x01\x8a\xe7\x18\x42\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02(\x88\':\x1f\x63\x61pabilities: the Tool Registry\x82\xd3\xe4\x93\x02\x08\x12\x06/tools\x12\xb3\x01\n\nWatchTools\x12\".hyperfactory.v1.WatchToolsRequest\x1a#.hyperfactory.v1.WatchToolsResponse\"Z\x90\x02\x01\x8a\xe7\x18?\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02:\x1f\x63\x61pabilities: the Tool Registry\x82\xd3\xe4\x93\x02\x0e\x12\x0c/tools:watch0\x01\x12\xc9\x01\n\x08\x43\x61llTool\x12+.hyperfactory.v1.ToolServiceCallToolRequest\x1a,.hyperfactory.v1.ToolServiceCallToolResponse\"`\x8a\xe7\x18?\n\x02\x01\x02\x12\x05\x61\x64min\x12\x05\x63oder\x12\x08reviewer\x18\x02:\x1f\x63\x61pabilities: the Tool Registry\x82\xd3\xe4\x93\x02\x17\"\x12/tools/{name}:call:\x01*0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,27 +57,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLSERVICECALLTOOLREQUEST'].fields_by_name['timeout']._loaded_options = None
   _globals['_TOOLSERVICECALLTOOLREQUEST'].fields_by_name['timeout']._serialized_options = b'\272H\017\252\001\014\"\003\010\220\0342\005\020\200\255\342\004'
   _globals['_TOOLSERVICE'].methods_by_name['ListTools']._loaded_options = None
-  _globals['_TOOLSERVICE'].methods_by_name['ListTools']._serialized_options = b'\220\002\001\212\347\030B\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002(\210\':\037capabilities: the Tool Registry'
+  _globals['_TOOLSERVICE'].methods_by_name['ListTools']._serialized_options = b'\220\002\001\212\347\030B\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002(\210\':\037capabilities: the Tool Registry\202\323\344\223\002\010\022\006/tools'
   _globals['_TOOLSERVICE'].methods_by_name['WatchTools']._loaded_options = None
-  _globals['_TOOLSERVICE'].methods_by_name['WatchTools']._serialized_options = b'\220\002\001\212\347\030?\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002:\037capabilities: the Tool Registry'
+  _globals['_TOOLSERVICE'].methods_by_name['WatchTools']._serialized_options = b'\220\002\001\212\347\030?\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002:\037capabilities: the Tool Registry\202\323\344\223\002\016\022\014/tools:watch'
   _globals['_TOOLSERVICE'].methods_by_name['CallTool']._loaded_options = None
-  _globals['_TOOLSERVICE'].methods_by_name['CallTool']._serialized_options = b'\212\347\030?\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002:\037capabilities: the Tool Registry'
-  _globals['_REGISTEREDTOOL']._serialized_start=248
-  _globals['_REGISTEREDTOOL']._serialized_end=451
-  _globals['_TOOLSERVICELISTTOOLSREQUEST']._serialized_start=454
-  _globals['_TOOLSERVICELISTTOOLSREQUEST']._serialized_end=591
-  _globals['_TOOLSERVICELISTTOOLSRESPONSE']._serialized_start=593
-  _globals['_TOOLSERVICELISTTOOLSRESPONSE']._serialized_end=696
-  _globals['_WATCHTOOLSREQUEST']._serialized_start=698
-  _globals['_WATCHTOOLSREQUEST']._serialized_end=814
-  _globals['_WATCHTOOLSRESPONSE']._serialized_start=817
-  _globals['_WATCHTOOLSRESPONSE']._serialized_end=947
-  _globals['_TOOLKEY']._serialized_start=949
-  _globals['_TOOLKEY']._serialized_end=986
-  _globals['_TOOLSERVICECALLTOOLREQUEST']._serialized_start=989
-  _globals['_TOOLSERVICECALLTOOLREQUEST']._serialized_end=1175
-  _globals['_TOOLSERVICECALLTOOLRESPONSE']._serialized_start=1178
-  _globals['_TOOLSERVICECALLTOOLRESPONSE']._serialized_end=1315
-  _globals['_TOOLSERVICE']._serialized_start=1318
-  _globals['_TOOLSERVICE']._serialized_end=1850
+  _globals['_TOOLSERVICE'].methods_by_name['CallTool']._serialized_options = b'\212\347\030?\n\002\001\002\022\005admin\022\005coder\022\010reviewer\030\002:\037capabilities: the Tool Registry\202\323\344\223\002\027\"\022/tools/{name}:call:\001*'
+  _globals['_REGISTEREDTOOL']._serialized_start=278
+  _globals['_REGISTEREDTOOL']._serialized_end=481
+  _globals['_TOOLSERVICELISTTOOLSREQUEST']._serialized_start=484
+  _globals['_TOOLSERVICELISTTOOLSREQUEST']._serialized_end=621
+  _globals['_TOOLSERVICELISTTOOLSRESPONSE']._serialized_start=623
+  _globals['_TOOLSERVICELISTTOOLSRESPONSE']._serialized_end=726
+  _globals['_WATCHTOOLSREQUEST']._serialized_start=728
+  _globals['_WATCHTOOLSREQUEST']._serialized_end=844
+  _globals['_WATCHTOOLSRESPONSE']._serialized_start=847
+  _globals['_WATCHTOOLSRESPONSE']._serialized_end=977
+  _globals['_TOOLKEY']._serialized_start=979
+  _globals['_TOOLKEY']._serialized_end=1016
+  _globals['_TOOLSERVICECALLTOOLREQUEST']._serialized_start=1019
+  _globals['_TOOLSERVICECALLTOOLREQUEST']._serialized_end=1205
+  _globals['_TOOLSERVICECALLTOOLRESPONSE']._serialized_start=1208
+  _globals['_TOOLSERVICECALLTOOLRESPONSE']._serialized_end=1345
+  _globals['_TOOLSERVICE']._serialized_start=1348
+  _globals['_TOOLSERVICE']._serialized_end=1943
 # @@protoc_insertion_point(module_scope)
