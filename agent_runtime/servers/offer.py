@@ -1,0 +1,123 @@
+"""Turn what a server lists into tools of the agent: named after the server, scoped, called over its session."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from agent_runtime.servers.condition import Down
+from agent_runtime.servers.limits import SERVER_SCHEMA_MAX_BYTES
+from agent_runtime.servers.peer import Answered
+from agent_runtime.servers.session import Session
+from agent_runtime.servers.spec import ServerSpec
+from agent_runtime.tools.registry import Call, Outcome, Tool
+from wire.errors import Unavailable
+from wire.mcp.names import public_name
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION_MAX_CHARS: Final = 8192
+_UNFIT: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+Object = Mapping[str, Any]
+
+
+def tools_of(spec: ServerSpec, session: Session, listed: Sequence[Object]) -> tuple[list[Tool], str]:
+    """What the agent offers of a server's list, and a remark about what it cannot offer."""
+    offered: dict[str, Tool] = {}
+    unfit: list[str] = []
+    for item in listed:
+        own = item.get("name")
+        if not isinstance(own, str) or not spec.may_offer(own):
+            continue
+        tool = _tool(spec, session, own, item)
+        if tool is None or tool.name in offered:
+            unfit.append(own)
+        else:
+            offered[tool.name] = tool
+    known = {item.get("name") for item in listed}
+    return list(offered.values()), _remark(unfit, sorted(spec.allowed - known))
+
+
+def _remark(unfit: Sequence[str], absent: Sequence[str]) -> str:
+    said = []
+    if absent:
+        said.append(f"it has no tool {', '.join(absent)}")
+    if unfit:
+        said.append(f"cannot offer {', '.join(unfit)}")
+    return "; ".join(said)
+
+
+def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | None:
+    """One tool; None where its schema is none, or too large to be passed around."""
+    schema = item.get("inputSchema")
+    if not isinstance(schema, dict) or len(json.dumps(schema)) > SERVER_SCHEMA_MAX_BYTES:
+        return None
+    hints = item.get("annotations")
+    hints = hints if isinstance(hints, dict) else {}
+    caller = _Caller(spec, session, own)
+    try:
+        return Tool(
+            public_name(spec.name, _UNFIT.sub("_", own)),
+            str(item.get("description") or "")[:DESCRIPTION_MAX_CHARS],
+            schema,
+            caller.call,
+            read_only=own in spec.read_only or hints.get("readOnlyHint") is True,
+        )
+    except ValueError as error:
+        log.info("cannot offer a tool", extra={"server": spec.name, "tool": own, "error": str(error)})
+        return None
+
+
+class _Caller:
+    """Carries out the calls of one tool."""
+
+    def __init__(self, spec: ServerSpec, session: Session, own: str) -> None:
+        self._spec = spec
+        self._session = session
+        self._own = own
+
+    async def call(self, call: Call) -> Outcome:
+        async def on_progress(step: Object) -> None:
+            await call.report(_fraction(step), str(step.get("message") or ""), {})
+
+        try:
+            result = await self._session.call_tool(self._own, call.arguments, on_progress)
+        except Answered as refusal:
+            # Not an error of the call: a model can mend what the server says is wrong.
+            return Outcome(refusal.message, {"code": refusal.code}, is_error=True)
+        except Down as down:
+            raise Unavailable(f"server '{self._spec.name}' ended during the call: {down.message}") from down
+        return _outcome(result)
+
+
+def _fraction(step: Object) -> float:
+    done, total = step.get("progress"), step.get("total")
+    if not isinstance(done, int | float):
+        return 0.0
+    share = done / total if isinstance(total, int | float) and total > 0 else done
+    return min(max(float(share), 0.0), 1.0)
+
+
+def _outcome(result: Object) -> Outcome:
+    if result.get("resultType") == "input_required":
+        return Outcome("the tool asks its caller for more, which is not passed on", is_error=True)
+    content = [block for block in result.get("content") or () if isinstance(block, dict)]
+    structured = result.get("structuredContent")
+    text = "\n".join(_text(block) for block in content)
+    if structured is not None and not isinstance(structured, dict):
+        structured = {"result": structured}
+    return Outcome(text, structured or {}, is_error=result.get("isError") is True)
+
+
+def _text(block: Object) -> str:
+    """A block as text: what is none is named, with its type."""
+    if block.get("type") == "text":
+        return str(block.get("text") or "")
+    resource = block.get("resource")
+    if isinstance(resource, dict) and isinstance(resource.get("text"), str):
+        return str(resource["text"])
+    return f"[{block.get('type')} {block.get('mimeType') or block.get('uri') or ''}]".replace(" ]", "]")

@@ -1,0 +1,295 @@
+"""MCP servers as capabilities: every revision spoken, every misbehaviour a condition, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_runtime.servers.condition import Condition
+from agent_runtime.servers.server import PAUSE_FIRST_S, PAUSE_MAX_S, Pauses
+from agent_runtime.servers.servers import Servers
+from agent_runtime.servers.spec import ServerSpec, spec_of
+from agent_runtime.servers.words import Words
+from agent_runtime.tools.registry import Call, Outcome, Tool
+from hyperfactory.v1 import types_pb2
+from wire.errors import Unavailable
+
+PROGRAM = Path(__file__).parents[2] / "support" / "stdio_server.py"
+BASE = {
+    "PATH": os.environ["PATH"],
+    **({"LD_LIBRARY_PATH": p} if (p := os.environ.get("LD_LIBRARY_PATH")) else {}),
+}
+WAIT_MAX_S = 15.0
+
+
+async def ignore(_fraction: float, _message: str, _detail: Mapping[str, Any]) -> None:
+    return None
+
+
+class Bench:
+    """Servers as an agent has them, and what they offer now."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.offered: dict[str, Sequence[Tool]] = {}
+        self.seen: list[str] = []
+        self.servers = Servers((), workspace, self._offer, self._changed)
+        self._news = asyncio.Event()
+
+    def run(self, *ways: str, **given: Any) -> None:
+        message = types_pb2.McpServer(
+            name="small", command=given.pop("command", sys.executable), args=[str(PROGRAM), *ways]
+        )
+        start = given.pop("start_s", 10)
+        secrets = given.pop("secrets", {})
+        message.start_timeout.FromNanoseconds(int(start * 1e9))
+        message.MergeFrom(types_pb2.McpServer(**given))
+        self.servers = Servers([spec_of(message, BASE, secrets)], self.workspace, self._offer, self._changed)
+        self.servers.start()
+
+    def _offer(self, source: str, tools: Sequence[Tool]) -> None:
+        self.offered[source] = tools
+        self._news.set()
+
+    def _changed(self) -> None:
+        self.seen.append(self.condition.reason)
+        self._news.set()
+
+    @property
+    def condition(self) -> types_pb2.Condition:
+        (condition,) = self.servers.conditions()
+        return condition
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        return {tool.name: tool for tool in self.offered.get("McpServer/small", ())}
+
+    async def until(self, reason: str) -> types_pb2.Condition:
+        async with asyncio.timeout(WAIT_MAX_S):
+            while self.condition.reason != reason:
+                self._news.clear()
+                await self._news.wait()
+        return self.condition
+
+    async def until_offered(self, name: str) -> None:
+        async with asyncio.timeout(WAIT_MAX_S):
+            while name not in self.tools:
+                self._news.clear()
+                await self._news.wait()
+
+    async def call(self, name: str, report: Any = ignore, **arguments: Any) -> Outcome:
+        return await self.tools[f"small__{name}"].handler(Call(arguments, 20.0, report))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    await bench.servers.stop(hurry=True)
+
+
+@pytest.mark.parametrize("way", ["2025-11-25", "2025-03-26", "2024-11-05", "modern"])
+async def test_a_server_of_every_revision_is_asked_for_all_pages_and_called(bench: Bench, way: str) -> None:
+    bench.run(way)
+    condition = await bench.until("Serving")
+    assert condition.status == types_pb2.CONDITION_STATUS_TRUE
+    assert condition.type == "McpServer/small"
+    assert len(bench.tools) == 10
+    assert bench.tools["small__echo"].read_only
+    assert not bench.tools["small__grow"].read_only
+    assert (await bench.call("echo", text="héllo\n")).text == "héllo\n"
+    assert (await bench.call("wrong")).is_error
+    assert (await bench.call("structured")).structured == {"cancelled": 0}
+    refused = await bench.call("refuse")
+    assert refused.is_error
+    assert refused.text == "arguments are wrong"
+
+
+@pytest.mark.parametrize("way", ["2025-11-25", "modern"])
+async def test_a_new_tool_appears_when_the_server_says_so(bench: Bench, way: str) -> None:
+    bench.run(way)
+    await bench.until("Serving")
+    await bench.call("grow")
+    await bench.until_offered("small__new_one")
+    assert (await bench.tools["small__new_one"].handler(Call({}, 5.0, ignore))).text == "new.one"
+
+
+async def test_progress_comes_while_the_tool_works(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    steps: list[tuple[float, str]] = []
+
+    async def report(fraction: float, message: str, _detail: Mapping[str, Any]) -> None:
+        steps.append((fraction, message))
+
+    await bench.call("slow", report, steps=5)
+    assert steps == [((i + 1) / 10, f"step {i}") for i in range(5)]
+
+
+async def test_a_call_that_is_given_up_is_cancelled_at_the_server(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    begun = asyncio.Event()
+
+    async def report(*_step: Any) -> None:
+        begun.set()
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(bench.call("slow", report))
+        await begun.wait()
+        task.cancel()
+    async with asyncio.timeout(WAIT_MAX_S):
+        while (await bench.call("structured")).structured != {"cancelled": 1}:
+            await asyncio.sleep(0.01)
+
+
+async def test_only_allowed_tools_are_offered_and_absent_ones_are_named(bench: Bench) -> None:
+    bench.run(tools=["echo", "env", "gone"], read_only_tools=["env"])
+    condition = await bench.until("Serving")
+    assert sorted(bench.tools) == ["small__echo", "small__env"]
+    assert bench.tools["small__env"].read_only
+    assert condition.message == "it has no tool gone"
+
+
+async def test_environment_comes_by_value_and_by_secret_and_nothing_else_does(bench: Bench) -> None:
+    os.environ["PLAIN"] = "of the runtime"
+    try:
+        bench.run("noisy", secret_env={"TOKEN": "key"}, secrets={"key": "s3cr3t"})
+        await bench.until("Serving")
+        assert json.loads((await bench.call("env")).text) == {"TOKEN": "s3cr3t", "PLAIN": None}
+    finally:
+        del os.environ["PLAIN"]
+
+
+async def test_a_secret_is_in_no_log_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bench.run("noisy", secret_env={"TOKEN": "key"}, secrets={"key": "s3cr3t"})
+    await bench.until("Serving")
+    lines = [vars(record).get("line", "") for record in caplog.records]
+    assert "secret is [secret]" in lines
+    assert not any("s3cr3t" in str(vars(record)) for record in caplog.records)
+
+
+async def test_a_secret_that_is_missing_keeps_the_server_down(bench: Bench) -> None:
+    bench.run(secret_env={"TOKEN": "key"})
+    condition = await bench.until("SecretMissing")
+    assert condition.status == types_pb2.CONDITION_STATUS_FALSE
+    assert "'key'" in condition.message
+
+
+async def test_a_killed_server_is_a_condition_and_comes_back(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    first = bench.servers.pids()["small"]
+    os.kill(first, 9)
+    condition = await bench.until("Crashed")
+    assert condition.message == "the server was killed by SIGKILL"
+    assert not bench.tools
+    await bench.until("Serving")
+    assert bench.servers.pids()["small"] != first
+    assert (await bench.call("echo", text="again")).text == "again"
+
+
+async def test_a_call_in_flight_when_the_server_dies_says_so(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    with pytest.raises(Unavailable, match="exited with code 7"):
+        await bench.call("die")
+
+
+@pytest.mark.parametrize(
+    ("ways", "given", "reason", "words"),
+    [
+        ((), {"command": "no-such-program"}, "CommandNotFound", "no such program"),
+        ((), {"command": str(PROGRAM)}, "StartFailed", "ermission denied"),
+        (("crash",), {}, "Crashed", "exited with code 3: error: it cannot work like this"),
+        (("silent",), {"start_s": 0.5}, "StartTimeout", "within 0.5 s; it said: waiting for godot"),
+        (("flood",), {}, "LineTooLong", "more than"),
+        (("endless",), {}, "TooManyTools", "has no end"),
+        (("2021-01-01",), {}, "VersionUnsupported", "'2021-01-01'"),
+    ],
+)
+async def test_what_cannot_serve_is_a_condition_with_its_reason(
+    bench: Bench, ways: tuple[str, ...], given: dict[str, Any], reason: str, words: str
+) -> None:
+    bench.run(*ways, **given)
+    condition = await bench.until(reason)
+    assert words in condition.message
+    assert condition.status == types_pb2.CONDITION_STATUS_FALSE
+    assert not bench.tools
+
+
+async def test_what_a_server_started_ends_with_it(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    child = int((await bench.call("child")).text)
+    os.kill(bench.servers.pids()["small"], 9)
+    await bench.until("Crashed")
+    async with asyncio.timeout(WAIT_MAX_S):
+        while _alive(child):
+            await asyncio.sleep(0.01)
+
+
+async def test_stopping_ends_a_stubborn_server_and_starting_brings_it_back(bench: Bench) -> None:
+    bench.run("stubborn")
+    await bench.until("Serving")
+    pid = bench.servers.pids()["small"]
+    await bench.servers.stop()
+    assert not _alive(pid)
+    assert bench.condition.reason == "Stopped"
+    assert not bench.tools
+    bench.servers.start()
+    await bench.until("Serving")
+
+
+async def test_results_of_a_mebibyte_come_whole(bench: Bench) -> None:
+    bench.run()
+    await bench.until("Serving")
+    assert len((await bench.call("large", bytes=1024 * 1024)).text) == 1024 * 1024
+
+
+def test_pauses_grow_to_a_bound_and_begin_anew_after_a_healthy_time() -> None:
+    pauses = Pauses()
+    waits = [pauses.after(0.0) for _ in range(20)]
+    assert PAUSE_FIRST_S * 0.75 <= waits[0] <= PAUSE_FIRST_S
+    assert all(PAUSE_MAX_S * 0.75 <= wait <= PAUSE_MAX_S for wait in waits[-8:])
+    assert pauses.after(3600.0) <= PAUSE_FIRST_S
+
+
+def test_a_condition_keeps_its_time_while_its_reason_stays() -> None:
+    first = Condition("McpServer/x", "Crashed", "once")
+    second = first.after("Crashed", "twice")
+    assert second.since == first.since
+    assert second.after("Crashed", "twice") is second
+
+
+def test_standard_error_is_bounded_and_long_lines_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    words = Words("small", ())
+    words.take(b"e" * 10_000)
+    words.take(b"e" * 10_000 + b"\nplain\nfatal: no way\nat line 3\n")
+    assert words.last() == "fatal: no way"
+    for _ in range(1000):
+        words.take(b"x" * 900 + b"\n")
+    logged = sum(len(str(vars(record).get("line", ""))) for record in caplog.records)
+    assert logged < 80_000
+
+
+def test_the_default_time_to_start_is_half_a_minute() -> None:
+    assert spec_of(types_pb2.McpServer(name="a", command="b"), {}, {}) == ServerSpec("a", ("b",), {})
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
