@@ -39,6 +39,13 @@ class Invalid(FactoryError):
 
 
 @dataclass(eq=False)
+class SkillRefused(Invalid):
+    """The archive of a skill pack is not one that we take; the metadata names the `rule`."""
+
+    reason: str = "SKILL_REFUSED"
+
+
+@dataclass(eq=False)
 class NotFound(FactoryError):
     """No such thing; `resource_type` and `resource_name` tell which."""
 
@@ -59,6 +66,13 @@ class Refused(FactoryError):
     """The thing's state does not allow it (FAILED_PRECONDITION)."""
 
     reason: str = "WRONG_STATE"
+
+
+@dataclass(eq=False)
+class DigestMismatch(Refused):
+    """What is stored or pinned has another digest (metadata: `skill`, `digest`); nothing of it is used."""
+
+    reason: str = "DIGEST_MISMATCH"
 
 
 @dataclass(eq=False)

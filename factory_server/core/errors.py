@@ -3,6 +3,7 @@
 from wire.errors import (
     AlreadyExists,
     Denied,
+    DigestMismatch,
     Exhausted,
     FactoryError,
     FieldViolation,
@@ -10,6 +11,7 @@ from wire.errors import (
     NotFound,
     OutOfRange,
     Refused,
+    SkillRefused,
     Stale,
     Unauthenticated,
     Unavailable,
@@ -19,6 +21,7 @@ from wire.errors import (
 __all__ = [
     "AlreadyExists",
     "Denied",
+    "DigestMismatch",
     "Exhausted",
     "FactoryError",
     "FieldViolation",
@@ -26,6 +29,7 @@ __all__ = [
     "NotFound",
     "OutOfRange",
     "Refused",
+    "SkillRefused",
     "Stale",
     "Unauthenticated",
     "Unavailable",
