@@ -11,9 +11,10 @@ from typing import Any
 
 from agent_runtime.bus import Bus
 from agent_runtime.calling import Caller
-from agent_runtime.chat import converse
+from agent_runtime.chat import Conversation, Tools, converse
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.limits import (
+    CHAT_TOOL_ROUNDS_DEFAULT,
     CHATS_MAX,
     START_MAX_S,
     SUSPENDED_MAX_S,
@@ -23,7 +24,7 @@ from agent_runtime.limits import (
 )
 from agent_runtime.loader import code_failed
 from agent_runtime.memory import Blob, State, pack, unpack
-from agent_runtime.models import Model
+from agent_runtime.models import Model, Offer
 from agent_runtime.owner import TaskOwner
 from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
 from agent_runtime.signals import Inbox
@@ -32,12 +33,10 @@ from agent_runtime.tools.registry import Outcome, Registry, Report, Tool, may_wr
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import (
     DeadlineExceeded,
-    Denied,
     Exhausted,
     FactoryError,
     FieldViolation,
     Invalid,
-    NotFound,
     Refused,
 )
 
@@ -55,6 +54,7 @@ class Parts:
     identity: IdentityHolder
     registry: Registry
     model: Model
+    tool_rounds_max: int = CHAT_TOOL_ROUNDS_DEFAULT
 
 
 class AssumedAgent:
@@ -148,14 +148,14 @@ class AssumedAgent:
     def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
         return self.parts.registry.visible(writer=self._writer(scopes))
 
-    async def chat(self, messages: Sequence[ChatTurn], scopes: frozenset[str]) -> Pieces:
+    async def chat(self, conversation: Conversation, scopes: frozenset[str]) -> Pieces:
         """Answer a conversation by the profile's own code, or by its model and tools."""
         if self._chats >= CHATS_MAX:
             raise Exhausted(f"cannot hold more than {CHATS_MAX} conversations at once", quota="chats")
         self._chats += 1
         try:
             with self.gate.pass_through():
-                async with aclosing(self._answer(messages, scopes)) as pieces:
+                async with aclosing(self._answer(conversation, scopes)) as pieces:
                     async for piece in pieces:
                         yield piece
         finally:
@@ -266,16 +266,18 @@ class AssumedAgent:
         except Exception as error:
             raise self.parts.caller.failure(error) from error
 
-    async def _answer(self, messages: Sequence[ChatTurn], scopes: frozenset[str]) -> Pieces:
+    async def _answer(self, conversation: Conversation, scopes: frozenset[str]) -> Pieces:
         if type(self.parts.code).chat is not Agent.chat:
-            async for piece in self._own_answer(messages):
+            async for piece in self._own_answer(conversation.messages):
                 yield piece
             return
 
         async def call_tool(use: ToolUse) -> Outcome:
             return await self._tool_of_model(use, scopes)
 
-        async with aclosing(converse(self.parts.model, messages, call_tool)) as pieces:
+        offers = [Offer(t.name, t.description, t.input_schema) for t in self.visible_tools(scopes)]
+        tools = Tools(offers, call_tool, self.parts.tool_rounds_max)
+        async with aclosing(converse(self.parts.model, conversation, tools)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -298,9 +300,9 @@ class AssumedAgent:
 
         try:
             tool = self.parts.registry.require(use.name, writer=self._writer(scopes))
-        except (NotFound, Denied) as error:
+            return await self._call(tool, use.arguments, TOOL_DEFAULT_S, ignore)
+        except FactoryError as error:
             return Outcome(error.message, is_error=True)
-        return await self._call(tool, use.arguments, TOOL_DEFAULT_S, ignore)
 
     def _task_context(self, task: str, actor: str, report: Report) -> TaskContext:
         base = self.parts.context

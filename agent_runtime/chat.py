@@ -4,60 +4,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Final
+from contextlib import aclosing
+from dataclasses import dataclass, field
 
-from agent_runtime.limits import CHAT_DELTA_MAX_CHARS, CHAT_TOOL_ROUNDS_MAX
-from agent_runtime.models import Model
+from agent_runtime.models import Model, Offer, Options, Prompt
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
 from agent_runtime.tools.registry import Outcome
-
-TOKEN_CHARS: Final = 4  # a rough count for models that do not count themselves
 
 CallTool = Callable[[ToolUse], Awaitable[Outcome]]
 
 
-async def converse(
-    model: Model, messages: Sequence[ChatTurn], call_tool: CallTool
-) -> AsyncGenerator[ChatPiece, None]:
-    """The answer in pieces; the last one says why it ended and what it cost."""
-    turns = list(messages)
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is to be carried on: the messages, the caller's own tools, and how to answer."""
+
+    messages: Sequence[ChatTurn]
+    tools: Sequence[Offer] = ()
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The agent's tools for one conversation, and how often a model may call some before it must answer."""
+
+    offers: Sequence[Offer]
+    call: CallTool
+    rounds_max: int
+
+
+async def converse(model: Model, conversation: Conversation, tools: Tools) -> AsyncGenerator[ChatPiece, None]:
+    """The answer in pieces; the last one says why it ended, what the caller shall call, and what it cost."""
+    turns = list(conversation.messages)
+    theirs = {offer.name for offer in conversation.tools}
+    offers = [*conversation.tools, *(offer for offer in tools.offers if offer.name not in theirs)]
     read = written = 0
-    for _ in range(CHAT_TOOL_ROUNDS_MAX):
-        read += _tokens(turns)
-        answer = await model.answer(turns)
-        written += _count(answer.text)
-        for delta in _deltas(answer.text):
-            yield ChatPiece(delta)
-        if not answer.tool_uses:
-            yield ChatPiece(finish_reason="stop", input_tokens=read, output_tokens=written)
+    for left in reversed(range(tools.rounds_max + 1)):
+        prompt = Prompt(turns, offers, conversation.options, must_answer=not left and tools.rounds_max > 0)
+        text, end = "", ChatPiece()
+        async with aclosing(model.answer(prompt)) as pieces:
+            async for piece in pieces:
+                text += piece.delta
+                end = piece
+                if piece.delta:
+                    yield ChatPiece(piece.delta)
+        read, written = read + end.input_tokens, written + end.output_tokens
+        outside = [use for use in end.tool_uses if use.name in theirs and not use.problem]
+        if outside or not end.tool_uses or not left:
+            # Tools of the caller's, or more calls than are allowed, are for the caller: it goes on with them.
+            uses = outside or [use for use in end.tool_uses if not use.problem]
+            yield ChatPiece("", uses, end.finish_reason, input_tokens=read, output_tokens=written)
             return
-        yield ChatPiece(tool_uses=answer.tool_uses)
-        turns.append(ChatTurn("assistant", answer.text, answer.tool_uses))
-        turns += [_result(use, await call_tool(use)) for use in answer.tool_uses]
-    # The model would go on calling tools: give back what there is, and say so.
-    yield ChatPiece(finish_reason="tool_calls", input_tokens=read, output_tokens=written)
+        yield ChatPiece(tool_uses=end.tool_uses)
+        turns.append(ChatTurn("assistant", text, end.tool_uses))
+        turns += [_result(use, await _outcome(use, tools.call)) for use in end.tool_uses]
+
+
+async def _outcome(use: ToolUse, call_tool: CallTool) -> Outcome:
+    return Outcome(use.problem, is_error=True) if use.problem else await call_tool(use)
 
 
 def _result(use: ToolUse, outcome: Outcome) -> ChatTurn:
     text = outcome.text or json.dumps(dict(outcome.structured))
     prefix = "error: " if outcome.is_error else ""
     return ChatTurn("tool", prefix + text, tool_call_id=use.id)
-
-
-def _deltas(text: str) -> list[str]:
-    """The text in pieces that end at spaces, as models stream words."""
-    pieces: list[str] = []
-    for word in text.split(" "):
-        if pieces and len(pieces[-1]) + len(word) < CHAT_DELTA_MAX_CHARS:
-            pieces[-1] += f" {word}"
-        else:
-            pieces.append(f" {word}" if pieces else word)
-    return [piece for piece in pieces if piece]
-
-
-def _tokens(turns: Sequence[ChatTurn]) -> int:
-    return sum(_count(turn.content) for turn in turns)
-
-
-def _count(text: str) -> int:
-    return -(-len(text) // TOKEN_CHARS)

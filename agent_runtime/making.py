@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from agent_runtime import models
+from agent_runtime import choosing
 from agent_runtime.assumed import AssumedAgent, Parts
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
@@ -38,16 +38,17 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str
     """The agent, not started yet. Nothing is left behind when this raises."""
     facts = _facts(request, proxy)
     identity = IdentityHolder(request.identity)
-    model = models.from_config(facts.config)
     caller = Caller(facts.agent)
     try:
+        model = await choosing.choose(request, paths.peers, caller.in_thread)
         code = await load(request.spec.entry_point, caller.in_thread)
         context = _context(request, facts, paths, identity, caller.in_thread)
         registry = _registry(code, context, caller)
     except BaseException:
         caller.close()
         raise
-    return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model), inbox)
+    rounds = choosing.tool_rounds_max(request.spec.model)
+    return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model, rounds), inbox)
 
 
 def _facts(request: pb.AssumeRequest, proxy: str) -> Facts:

@@ -1,15 +1,17 @@
-"""Models that answer conversations; the scripted one says what its script says, for the Gym, demos and tests."""
+"""What a model is asked and answers; the scripted one says what its script says, for the Gym, demos and tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from agent_runtime.profile import ChatTurn, ToolUse
+from agent_runtime.limits import CHAT_DELTA_MAX_CHARS
+from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
 from wire.errors import FieldViolation, Invalid, Refused
 
 TURNS_MAX: Final = 1000
+TOKEN_CHARS: Final = 4
 # An agent without a model of its own repeats politely what it was told.
 POLITE: Final[Mapping[str, Any]] = {
     "kind": "scripted",
@@ -18,17 +20,46 @@ POLITE: Final[Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer of a model: text, or tools to call first."""
+class Offer:
+    """A tool as a model sees it."""
 
-    text: str
-    tool_uses: Sequence[ToolUse] = ()
+    name: str
+    description: str
+    input_schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model shall answer; None is its own choice."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked: the conversation so far, and the tools it may want called."""
+
+    messages: Sequence[ChatTurn]
+    tools: Sequence[Offer] = ()
+    options: Options = field(default_factory=Options)
+    must_answer: bool = False
+    """It has called tools often enough: now it shall say something."""
 
 
 class Model(Protocol):
-    """Answers a conversation once."""
+    """Answers a conversation once; `embeds` says whether it also turns texts into vectors."""
 
-    async def answer(self, messages: Sequence[ChatTurn]) -> Answer: ...
+    embeds: bool
+
+    def answer(self, prompt: Prompt) -> AsyncGenerator[ChatPiece, None]:
+        """Text as it comes; the last piece says why it ends, which tools it wants called, and what it cost."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """A vector for each text."""
 
 
 def from_config(config: Mapping[str, Any]) -> Model:
@@ -68,11 +99,14 @@ def _turn(turn: Any, index: int) -> Turn:
 class Scripted:
     """Plays its turns in order. It keeps no state: the turn is the number of answers in the conversation."""
 
+    embeds = False
+
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._turns = turns
 
-    async def answer(self, messages: Sequence[ChatTurn]) -> Answer:
+    async def answer(self, prompt: Prompt) -> AsyncGenerator[ChatPiece, None]:
         """The reply of the turn that is due; `Refused` where the conversation leaves the script."""
+        messages = prompt.messages
         index = sum(message.role == "assistant" for message in messages)
         turn = self._due(index)
         last = messages[-1]
@@ -81,7 +115,18 @@ class Scripted:
             ToolUse(f"call-{index}-{number}", call["name"], dict(call.get("arguments") or {}))
             for number, call in enumerate(turn.tool_calls)
         ]
-        return Answer(turn.text.replace("{last}", last.content), uses)
+        text = turn.text.replace("{last}", last.content)
+        for delta in _deltas(text):
+            yield ChatPiece(delta)
+        yield ChatPiece(
+            tool_uses=uses,
+            finish_reason="tool_calls" if uses else "stop",
+            input_tokens=sum(_count(message.content) for message in messages),
+            output_tokens=_count(text),
+        )
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        raise Refused("the scripted model does not embed")
 
     def _due(self, index: int) -> Turn:
         if index < len(self._turns):
@@ -89,6 +134,22 @@ class Scripted:
         if self._turns[-1].repeat:
             return self._turns[-1]
         raise Refused(f"the scripted model has {len(self._turns)} turns and the conversation needs more")
+
+
+def _deltas(text: str) -> list[str]:
+    """The text in pieces that end at spaces, as models stream words."""
+    pieces: list[str] = []
+    for word in text.split(" "):
+        if pieces and len(pieces[-1]) + len(word) < CHAT_DELTA_MAX_CHARS:
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(f" {word}" if pieces else word)
+    return [piece for piece in pieces if piece]
+
+
+def _count(text: str) -> int:
+    """Roughly, for a model that does not count itself."""
+    return -(-len(text) // TOKEN_CHARS)
 
 
 def _check(expect: Mapping[str, Any], last: ChatTurn, index: int) -> None:

@@ -58,6 +58,10 @@ class ToolUse:
     id: str
     name: str
     arguments: Mapping[str, Any]
+    raw: str = ""
+    """The arguments as the model wrote them, where that is known."""
+    problem: str = ""
+    """What the model got wrong in writing them; it is told so, and nothing is called."""
 
 
 @dataclass(frozen=True, slots=True)

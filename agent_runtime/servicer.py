@@ -99,8 +99,8 @@ class AgentServicer(rpc.AgentServiceServicer):
                 yield translate.task_update(update)
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:  # noqa: N802
-        turns = [translate.turn(message) for message in request.messages]
-        async with aclosing(self._instance.agent().chat(turns, _scopes())) as pieces:
+        conversation = translate.conversation(request)
+        async with aclosing(self._instance.agent().chat(conversation, _scopes())) as pieces:
             async for piece in pieces:
                 yield translate.chat_response(piece)
 

@@ -9,8 +9,10 @@ from google.protobuf.struct_pb2 import Struct
 
 from agent_runtime import __version__
 from agent_runtime.assumed import AssumedAgent
+from agent_runtime.chat import Conversation
 from agent_runtime.limits import RESULT_MAX_BYTES
 from agent_runtime.memory import Blob
+from agent_runtime.models import Offer, Options
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
 from agent_runtime.structs import to_dict, to_struct
 from agent_runtime.tasks import Progress, Result
@@ -87,6 +89,19 @@ def _bounded(plain: Any, what: str) -> Struct:
 def turn(message: pb.ChatMessage) -> ChatTurn:
     uses = [ToolUse(call.id, call.name, to_dict(call.arguments)) for call in message.tool_calls]
     return ChatTurn(message.role, message.content, uses, message.tool_call_id)
+
+
+def conversation(request: pb.ChatRequest) -> Conversation:
+    wanted = request.options
+    options = Options(
+        temperature=wanted.temperature if wanted.HasField("temperature") else None,
+        top_p=wanted.top_p if wanted.HasField("top_p") else None,
+        max_output_tokens=wanted.max_output_tokens if wanted.HasField("max_output_tokens") else None,
+        stop=tuple(wanted.stop),
+        seed=wanted.seed if wanted.HasField("seed") else None,
+    )
+    tools = [Offer(each.name, each.description, to_dict(each.input_schema)) for each in request.tools]
+    return Conversation([turn(message) for message in request.messages], tools, options)
 
 
 def chat_response(piece: ChatPiece) -> pb.ChatResponse:

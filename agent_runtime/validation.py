@@ -36,7 +36,7 @@ def violations(message: Message) -> Sequence[FieldViolation]:
 def _walk(message: Message, path: str) -> Iterator[FieldViolation]:
     for field, check, inner in _plan(message.DESCRIPTOR):
         name = f"{path}{field.name}"
-        if field.message_type and not field.is_repeated and not message.HasField(field.name):
+        if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
         if check is not None:
@@ -81,7 +81,7 @@ def _check(rules: Any) -> Check | None:
     match kind:
         case "string":
             return functools.partial(_string, bounds, re.compile(bounds.pattern) if bounds.pattern else None)
-        case "int32" | "int64":
+        case "int32" | "int64" | "double":
             return functools.partial(_number, bounds)
         case "duration":
             return functools.partial(_duration, bounds)
@@ -105,10 +105,11 @@ def _string(bounds: Any, pattern: re.Pattern[str] | None, value: str) -> Iterato
         yield f"must be one of {', '.join(repr(item) for item in allowed)}"
 
 
-def _number(bounds: Any, value: int) -> Iterator[str]:
-    if bounds.HasField("gte") and value < bounds.gte:
+def _number(bounds: Any, value: float) -> Iterator[str]:
+    # Written so that NaN, which is neither, is refused.
+    if bounds.HasField("gte") and not value >= bounds.gte:
         yield f"must be at least {bounds.gte}"
-    if bounds.HasField("lte") and value > bounds.lte:
+    if bounds.HasField("lte") and not value <= bounds.lte:
         yield f"must be at most {bounds.lte}"
 
 

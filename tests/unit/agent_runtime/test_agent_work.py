@@ -208,11 +208,11 @@ async def test_a_script_plays_its_turns_and_ends() -> None:
     model = models.from_config({"model": {"kind": "scripted", "turns": turns}})
     said = [ChatTurn("user", "hi")]
     for expected in ("one hi", "two"):
-        answer = await model.answer(said)
-        assert answer.text == expected
-        said += [ChatTurn("assistant", answer.text), ChatTurn("user", "and?")]
+        text = "".join([piece.delta async for piece in model.answer(models.Prompt(said))])
+        assert text == expected
+        said += [ChatTurn("assistant", text), ChatTurn("user", "and?")]
     with pytest.raises(Refused):
-        await model.answer(said)
+        await anext(model.answer(models.Prompt(said)))
 
 
 def connection(data: bytes) -> Connection:
