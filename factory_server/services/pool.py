@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from factory_server.core import model
+from factory_server.core.causes import cause_of
 from factory_server.core.errors import FactoryError
 from factory_server.core.sandbox import SandboxSpec
 from factory_server.services.hub import POOL, REAPER
@@ -58,6 +59,8 @@ class PoolLane:
             await self._yield_to_claims()
             intents = await self._parts.store.plan_refill(pool.base, 1)
             if not intents:
+                if pool.degraded_reason and pool.ready >= pool.target:
+                    await self._parts.store.pool_degraded(pool.base, "", "")  # nothing is missing any more
                 return
             await self._make(pool, intents[0])
 
@@ -74,7 +77,7 @@ class PoolLane:
                 deadline_s=CREATE_DEADLINE_S,
             )
         except FactoryError as error:
-            await self._parts.store.pool_degraded(pool.base, "CreateFailed", str(error))
+            await self._parts.store.pool_degraded(pool.base, cause_of(error).value, str(error))
             await self._parts.store.release_instance(intent.id)
             self._parts.hub.ring(REAPER)
             raise

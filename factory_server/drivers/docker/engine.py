@@ -20,6 +20,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.errors import NotFound as NoSuchThing
 
+from factory_server.core.causes import KEY, Cause
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavailable
 
 DEFAULT_ENGINE: Final = "unix:///var/run/docker.sock"
@@ -31,6 +32,8 @@ SUSPICION_S: Final = 2.0
 DEFAULT_IMAGE: Final = "hyperfactory-agent:python"
 HELLO_MAX_S: Final = 5.0
 _STARTS_AT_ONCE: Final = max(2, os.cpu_count() or 1)  # more only makes each of them slower
+
+SILENT: Final = {KEY: Cause.ENGINE_SILENT}
 
 T = TypeVar("T")
 Client = Any  # the SDK carries no types
@@ -45,6 +48,7 @@ class Lane(Enum):
     REFILL = ("refill", 1, 60.0)
     CHANGE = ("change", 2, 10.0)
     DELETE = ("delete", _STARTS_AT_ONCE, 30.0)
+    NETWORK = ("network", 1, 30.0)  # parallel calls of this kind are slower than serial ones
 
     def __init__(self, label: str, threads: int, patience_s: float) -> None:
         self.label = label
@@ -129,7 +133,7 @@ class Engine:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             raise SilenceError(
-                f"cannot {what}: the engine has not answered within {deadline_s:g} s"
+                f"cannot {what}: the engine has not answered within {deadline_s:g} s", metadata=SILENT
             ) from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise native(error, what) from error
@@ -159,13 +163,14 @@ def native(error: Exception, what: str) -> FactoryError:
     """An error of the SDK in our words."""
     match error:
         case ImageNotFound():
-            return Unavailable(f"cannot {what}: {error.explanation}; build the image: make agent-image")
+            message = f"cannot {what}: {error.explanation}; build the image: make agent-image"
+            return Unavailable(message, metadata={KEY: Cause.IMAGE_MISSING})
         case NoSuchThing():
             return NotFound(f"cannot {what}: {error.explanation}", resource_type="sandbox")
         case APIError():
             return Unavailable(f"cannot {what}: {error.explanation or error}")
         case requests.Timeout():
-            return SilenceError(f"cannot {what}: the engine does not answer")
+            return SilenceError(f"cannot {what}: the engine does not answer", metadata=SILENT)
         case _:
             return Unavailable(f"cannot {what}: {error}")
 

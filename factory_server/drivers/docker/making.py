@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from factory_server.core.causes import KEY, Cause
 from factory_server.core.errors import Exhausted, Unavailable
 from factory_server.core.sandbox import Exit, Sandbox, SandboxSpec
 from factory_server.drivers.docker import containers, directories, findings, hardening, output
@@ -76,7 +77,8 @@ class Maker:
             birth.container, pid = await self._start(birth, spec, body)
             await birth.settled()
         except EndedError as error:
-            raise Unavailable(f"{error}{await self._last_words(instance)}") from error
+            words = await self._last_words(instance)
+            raise Unavailable(f"{error}{words}", metadata={KEY: Cause.IMAGE_BROKEN}) from error
         finally:
             self._arrivals.forget(watch)
         await host.in_thread(directories.adopt_control, host.files, instance)
