@@ -11,7 +11,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from factory_cli import manifest
 from factory_cli.client import CALL_WITHIN_S, connect
 from factory_cli.failures import UsageFailedError
 from factory_cli.output import Output
@@ -24,6 +23,7 @@ from hyperfactory.v1 import (
     options_pb2,
     profile_service_pb2,
 )
+from wire.proto_json import fill, load_object
 
 REQUEST_MAX_BYTES = 4 * 1024 * 1024
 _FILES = (factory_service_pb2, crew_service_pb2, profile_service_pb2, agent_service_pb2, health_pb2)
@@ -98,7 +98,7 @@ async def call(session: Session, name: str, text: str, authority: str, timeout_s
 def _request(method: MethodDescriptor, text: str) -> Message:
     """Parse the request; a request_id that is left out is made here."""
     message = GetMessageClass(method.input_type)()
-    manifest.fill(manifest.load_object(text or "{}", "request"), message, "request")
+    fill(load_object(text or "{}", "request"), message, "request")
     if "request_id" in method.input_type.fields_by_name and not getattr(message, "request_id", ""):
         setattr(message, "request_id", new_id())  # noqa: B010  a message of any type
     return message

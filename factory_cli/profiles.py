@@ -9,6 +9,7 @@ from factory_cli.client import CALL_WITHIN_S, Client
 from factory_cli.output import Output, enum_name
 from factory_cli.requests import PAGE_SIZE, new_id, pages
 from hyperfactory.v1 import profile_service_pb2, types_pb2
+from wire.proto_json import fill, load_object
 
 
 async def list_(client: Client, out: Output) -> None:
@@ -66,5 +67,5 @@ async def _fetch(client: Client, name: str) -> types_pb2.Profile:
 
 
 def _read(file: str) -> types_pb2.Profile:
-    body = manifest.load_object(manifest.read_text(file), "profile")
-    return manifest.fill(body, types_pb2.Profile(), "profile")
+    body = load_object(manifest.read_text(file), "profile")
+    return fill(body, types_pb2.Profile(), "profile")

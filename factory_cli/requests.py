@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
-from factory_cli import manifest
+from wire.proto_json import fill, load_object
 
 PAGE_SIZE = 500
 PAGES_MAX = 200
@@ -30,7 +30,7 @@ def duration(seconds: float) -> Duration:
 
 def struct(text: str, name: str) -> Struct:
     """Parse a JSON object."""
-    return manifest.fill(manifest.load_object(text, name), Struct(), name)
+    return fill(load_object(text, name), Struct(), name)
 
 
 def value(text: str) -> Value:
@@ -40,7 +40,7 @@ def value(text: str) -> Value:
     except json.JSONDecodeError:
         body = text
     message = Value()
-    return manifest.fill(body, message, "value")
+    return fill(body, message, "value")
 
 
 async def pages(fetch: Callable[[str], Awaitable[Any]]) -> AsyncIterator[Any]:

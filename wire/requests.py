@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from wire.errors import FieldViolation, Invalid
+from wire.errors import FactoryError, FieldViolation, Invalid
 
 Validator = Callable[[Message], Sequence[FieldViolation]]
 Deserializer = Callable[[bytes], Any]
@@ -41,6 +41,8 @@ class RequestReader:
         assert self._deserialize is not None
         try:
             return self._deserialize(raw)
+        except FactoryError:
+            raise  # a reader that knows better what is wrong
         except Exception as error:  # whatever the parser says, the bytes were the caller's
             raise Invalid(f"request is no message of {self._method}", reason="MALFORMED_MESSAGE") from error
 
