@@ -13,6 +13,7 @@ from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import LEASE_S, Reconciler
 from factory_server.services.requests import key_of
+from factory_server.services.wake import awaken
 from hyperfactory.v1 import crew_service_pb2, factory_service_pb2
 
 LEASE_DEFAULT_S = 60.0
@@ -106,10 +107,16 @@ async def retry(
 async def acquire(
     parts: Parts, request: factory_service_pb2.AcquireAgentRequest, actor: str
 ) -> model.AgentRow:
-    """The agent, BUSY for the caller. NotFound, Refused."""
+    """The agent, BUSY for the caller; one that hibernates is woken for it. NotFound, Refused."""
     key = key_of(actor, "AcquireAgent", request.request_id, request)
     lease_s = seconds(request.lease, LEASE_DEFAULT_S)
-    return await parts.store.acquire(request.agent, key, actor, holder=actor, lease_s=lease_s)
+    while True:
+        try:
+            return await parts.store.acquire(request.agent, key, actor, holder=actor, lease_s=lease_s)
+        except Refused as refused:
+            if refused.metadata.get("state") != AgentState.HIBERNATING:
+                raise
+        await awaken(parts, request.agent, "Acquired")
 
 
 async def renew(parts: Parts, request: factory_service_pb2.RenewLeaseRequest, actor: str) -> model.AgentRow:

@@ -45,6 +45,13 @@ async def _until_awake(parts: Parts, agent: model.AgentRow) -> model.AgentRow:
     return agent
 
 
+async def awaken(parts: Parts, agent_id: str, reason: str) -> model.AgentRow:
+    """The agent, serving, woken where it hibernates. NotFound, Refused (WRONG_STATE)."""
+    agent = await parts.store.get_agent(agent_id)
+    await wake_members(parts, agent.crew, [agent], reason)
+    return await _until_awake(parts, await parts.store.get_agent(agent_id))
+
+
 async def wake_members(parts: Parts, crew: str, agents: Sequence[model.AgentRow], reason: str) -> None:
     """Wake those of a crew's members that hibernate; it goes on by itself, and does no harm twice."""
     steps = [

@@ -12,9 +12,7 @@ from psycopg.rows import DictRow
 
 from factory_server.core import ids
 from factory_server.core.errors import NotFound, Refused
-from factory_server.core.lifecycle import CrewState
 from factory_server.core.model import BroadcastRow, ReceiptRow, RequestKey
-from factory_server.store.crews import ENDED_CREWS
 from factory_server.store.locked import LockedCrew, lock_crew
 from factory_server.store.pool import Part, Transaction, columns
 from factory_server.store.requests import claim_request
@@ -47,7 +45,7 @@ class Broadcasts(Part):
             earlier = await claim_request(transaction, request, fresh)
             if earlier is not None:
                 return await _read(transaction, earlier), True
-            refuse_ended(locked.state, crew)
+            _refuse_leaving(locked)
             row = await transaction.one(
                 "broadcast_insert",
                 id=fresh,
@@ -124,10 +122,12 @@ def new_id(prefix: str, now: datetime) -> str:
     return ids.make_id(prefix, int(now.timestamp() * 1000), secrets.token_bytes(5))
 
 
-def refuse_ended(state: CrewState, crew: str) -> None:
-    """Nobody would finish what begins in a crew that has ended."""
-    if state in ENDED_CREWS:
-        raise Refused(f"cannot reach crew '{crew}': it is {state}", metadata={"state": str(state)})
+def _refuse_leaving(crew: LockedCrew) -> None:
+    """Nobody would finish what begins in a crew that has ended, or is on its way out."""
+    if not crew.live:
+        raise Refused(
+            f"cannot reach crew '{crew.id}': it is {crew.state}", metadata={"state": str(crew.state)}
+        )
 
 
 async def _finish(

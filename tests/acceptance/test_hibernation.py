@@ -230,6 +230,14 @@ async def test_a_leased_agent_is_not_idle(fragile, client, crew):
     assert sleeper.generation == 1
 
 
+async def test_who_wants_its_lock_wakes_it(fragile, client, crew):
+    sleeper = await asleep(fragile, client, crew, "by lock")
+    acquire = fp.AcquireAgentRequest(request_id=request_id(), agent=sleeper.id)
+    held = (await client.factory.AcquireAgent(acquire, timeout=CALL_S, metadata=client.metadata)).agent
+    assert (held.id, held.state, held.generation) == (sleeper.id, types_pb2.AGENT_STATE_BUSY, 2)
+    assert await remembered(fragile, held) == "by lock"
+
+
 async def test_hibernation_by_request_refuses_who_works_and_repeats_itself(fragile, client, lasting):
     agent = lasting.agents[0]
     acquire = fp.AcquireAgentRequest(request_id=request_id(), agent=agent.id)

@@ -577,6 +577,18 @@ class SignalSuite:
         )
         assert opened.done_at is not None
 
+    async def test_a_crew_on_its_way_out_gets_no_new_signal(self, store: Store) -> None:
+        crew = await ready_crew(store)
+        key = request("Broadcast")
+        options = {"signal": "X", "payload": b"", "agents": [], "ttl_s": 1.0}
+        opened, _ = await store.open_broadcast(crew.id, key, ALICE, **options)  # type: ignore[arg-type]
+        await store.disband(crew.id, None, ALICE, failed=False, reason="R", message="m", drain_s=0)
+        with pytest.raises(Refused) as caught:
+            await store.open_broadcast(crew.id, request(), ALICE, **options)  # type: ignore[arg-type]
+        assert caught.value.metadata["state"] == "DRAINING"
+        again, joined = await store.open_broadcast(crew.id, key, ALICE, **options)  # type: ignore[arg-type]
+        assert (again, joined) == (opened, True), "who asked before is answered"
+
     async def test_a_task_holds_its_agent_until_it_ends_once(self, store: Store) -> None:
         crew = await ready_crew(store, agents=2)
         ids = [agent.id for agent in crew.agents]
