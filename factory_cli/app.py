@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factory_cli import session
-from factory_cli.commands import agent, call, context, crew, inspect, pool, profile, stack, task
+from factory_cli.commands import agent, call, context, crew, inspect, pool, profile, stack, task, tool
 
 app = typer.Typer(
     name="hyperfactory",
@@ -42,6 +42,7 @@ app.command("demo")(stack.demo)
 app.add_typer(crew.app, name="crew", help="Assemble, signal, watch and disband crews.")
 app.add_typer(agent.app, name="agent", help="Look at agents, read their output, stop and spawn them.")
 app.add_typer(task.app, name="task", help="Give tasks to members of a crew.")
+app.add_typer(tool.app, name="tool", help="The tools of all agents: list, watch and call them.")
 app.add_typer(context.app, name="context", help="Read and write a crew's shared context.")
 app.command("pool")(pool.pool)
 app.add_typer(profile.app, name="profile", help="Kinds of agents.")

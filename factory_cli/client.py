@@ -17,6 +17,7 @@ from hyperfactory.v1 import (
     factory_service_pb2,
     factory_service_pb2_grpc,
     profile_service_pb2_grpc,
+    tool_service_pb2_grpc,
     types_pb2,
 )
 from wire.channels import open_channel
@@ -64,6 +65,7 @@ class Client:
     factory: factory_service_pb2_grpc.FactoryServiceAsyncStub
     crews: crew_service_pb2_grpc.CrewServiceAsyncStub
     profiles: profile_service_pb2_grpc.ProfileServiceAsyncStub
+    tools: tool_service_pb2_grpc.ToolServiceAsyncStub
 
     async def crew_id(self, reference: str) -> str:
         """Return a crew's id from its id or from the name of a live crew."""
@@ -128,4 +130,5 @@ async def connect(file: Path, *, authority: str = "") -> AsyncIterator[Client]:
             factory=factory_service_pb2_grpc.FactoryServiceStub(channel),
             crews=crew_service_pb2_grpc.CrewServiceStub(channel),
             profiles=profile_service_pb2_grpc.ProfileServiceStub(channel),
+            tools=tool_service_pb2_grpc.ToolServiceStub(channel),
         )

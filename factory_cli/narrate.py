@@ -25,6 +25,7 @@ class Narrator:
             "receipt": _receipt,
             "task": _task,
             "context": _context,
+            "tools": _tools,
         }
 
     def tell(self, event: events_pb2.Event) -> str:
@@ -83,6 +84,12 @@ def _context(event: events_pb2.Event) -> str:
         else "removed"
     )
     return f"context {change.key} v{change.version} = {_short(value)}"
+
+
+def _tools(event: events_pb2.Event) -> str:
+    change = event.tools
+    names = [f"+{name}" for name in change.added] + [f"-{name}" for name in change.removed]
+    return f"offers {change.count} tools {_short(' '.join(names))}"
 
 
 def _short(text: str) -> str:

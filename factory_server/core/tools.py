@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -94,6 +94,10 @@ class Entry:
     def place(self) -> str:
         """Where it stands in a list of all, as page tokens say it."""
         return f"{self.crew}/{self.name}"
+
+    def is_as(self, other: Entry | None) -> bool:
+        """Whether only the time at which it was heard may differ: a watcher is not told of that."""
+        return other is not None and replace(self, heard_at=other.heard_at) == other
 
 
 def offered(

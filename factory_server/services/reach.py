@@ -20,10 +20,10 @@ class Reach:
         self._parts = parts
         self._agents = agents
 
-    async def serving(self, agent: str, *, within_s: float) -> model.AgentRow:
-        """The agent with the instance that serves it. NotFound, Refused where it takes no call any more,
-        Unavailable where it does not serve in time."""
-        seen = self._agents.find(agent)
+    async def serving(self, agent: str, *, within_s: float, anew: bool = False) -> model.AgentRow:
+        """The agent with the instance that serves it, as last seen or, `anew`, as the store has it. NotFound,
+        Refused where it takes no call any more, Unavailable where it does not serve in time."""
+        seen = None if anew else self._agents.find(agent)
         if seen is not None and seen.state in SERVING and seen.instance is not None:
             return seen
         try:
@@ -32,15 +32,17 @@ class Reach:
         except TimeoutError:
             raise Unavailable(f"agent '{agent}' does not serve within {within_s:g} s") from None
 
-    async def again(self, agent: model.AgentRow, *, within_s: float) -> model.AgentRow:
-        """The same for an agent whose instance did not take a call: as the store has it, not as it was seen."""
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._come(agent.id, but_not=agent)
-        except TimeoutError:
-            raise Unavailable(f"agent '{agent.name}' does not serve within {within_s:g} s") from None
+    async def slept(self, agent: model.AgentRow) -> bool:
+        """Whether an instance that gave no answer was asleep by then, and nothing else: it was suspended, with
+        nothing at work, so that the call never began and may be made again."""
+        now = await self._parts.store.get_agent(agent.id)
+        if (now.replacements, now.replaced_since) != (agent.replacements, agent.replaced_since):
+            return False
+        if now.generation == agent.generation:
+            return now.state is AgentState.HIBERNATING
+        return now.state in (AgentState.HIBERNATING, AgentState.WARMING, *SERVING)
 
-    async def _come(self, ident: str, but_not: model.AgentRow | None = None) -> model.AgentRow:
+    async def _come(self, ident: str) -> model.AgentRow:
         agent = await self._parts.store.get_agent(ident)
         with self._parts.hub.subscribe(agent.crew) as rings:
             while True:
@@ -48,11 +50,10 @@ class Reach:
                 if agent.state is AgentState.HIBERNATING:
                     agent = await self._parts.store.wake_agent(ident, None, ACTOR)
                 if agent.state in SERVING and agent.instance is not None:
-                    if but_not is None or agent.generation != but_not.generation:
-                        return agent
-                elif agent.state is AgentState.STOPPED:
+                    return agent
+                if agent.state is AgentState.STOPPED:
                     raise NotFound(f"agent '{ident}' is gone", resource_type="agent", resource_name=ident)
-                elif agent.state not in COMING:
+                if agent.state not in COMING:
                     raise Refused(
                         f"agent '{agent.name}' is {agent.state} and takes no call: {agent.message}",
                         metadata={"state": agent.state},

@@ -50,8 +50,9 @@ class ToolCalls:
     ) -> AsyncGenerator[agent_service_pb2.CallToolResponse, None]:
         """Progress, then the result. An agent that was about to fall asleep has not begun: it is woken."""
         ends = time.monotonic() + timeout_s
+        anew = False
         while True:
-            agent = await self._reach.serving(entry.agent, within_s=ends - time.monotonic())
+            agent = await self._reach.serving(entry.agent, within_s=ends - time.monotonic(), anew=anew)
             left_s = max(ends - time.monotonic(), ASLEEP_AGAIN_S)
             request = agent_service_pb2.CallToolRequest(
                 name=entry.tool.name, arguments=arguments, timeout=_span(left_s)
@@ -63,8 +64,10 @@ class ToolCalls:
                         begun = True
                         yield update
             except Unavailable as error:
-                if begun or error.reason != "DRAINING" or time.monotonic() >= ends:
+                refused = error.reason == "DRAINING"
+                if begun or time.monotonic() >= ends or not (refused or await self._reach.slept(agent)):
                     raise
+                anew = True
                 await asyncio.sleep(ASLEEP_AGAIN_S)
             else:
                 return

@@ -137,17 +137,22 @@ class ToolRegistry:
             return  # nobody knows its name yet: its row rings again
         fresh = () if offer is None else tools.entries(row, offer, heard=agent in self._heard)
         crew = self._entries.setdefault(row.crew, {})
-        if crew.get(agent, ()) != fresh:
+        held = crew.get(agent, ())
+        if held != fresh:
             crew[agent] = fresh
             self._names.pop(row.crew, None)
-            for watcher in self._watchers:
-                if watcher.crew in ("", row.crew):
-                    watcher.pending.add(row.crew)
-                    watcher.wake.set()
+            if len(held) != len(fresh) or not all(map(Entry.is_as, held, fresh)):
+                self._tell(row.crew)
         if not fresh:
             crew.pop(agent, None)
         if not crew:
             del self._entries[row.crew]
+
+    def _tell(self, crew: str) -> None:
+        for watcher in self._watchers:
+            if watcher.crew in ("", crew):
+                watcher.pending.add(crew)
+                watcher.wake.set()
 
     def of_crew(self, crew: str) -> Mapping[str, Entry]:
         """A crew's tools by public name, in the order of lists."""
@@ -228,7 +233,7 @@ class ToolRegistry:
             now = {n: e for n, e in self.of_crew(crew).items() if tools.may_use(e.tool, watcher.scopes)}
             if now:
                 watcher.sent[crew] = now
-            upserted = [entry for name, entry in now.items() if was.get(name) != entry]
+            upserted = [entry for name, entry in now.items() if not entry.is_as(was.get(name))]
             removed = [(crew, name) for name in was if name not in now]
             for i in range(0, max(len(upserted), 1 if removed else 0), BATCH_MAX):
                 yield ToolChange(upserted[i : i + BATCH_MAX], removed if i == 0 else ())

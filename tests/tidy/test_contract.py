@@ -22,6 +22,7 @@ SERVERS = {
     "CrewService": ("factory_server",),
     "FactoryService": ("factory_server",),
     "ProfileService": ("factory_server",),
+    "ToolService": ("factory_server",),
 }
 
 
