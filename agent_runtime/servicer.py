@@ -16,8 +16,8 @@ from agent_runtime.structs import to_dict, to_plain, to_value
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
 from wire.errors import FactoryError, NotFound, Unimplemented
-from wire.policy import TOKEN_PRINCIPALS, current_caller
-from wire.tokens import SCOPES
+from wire.policy import TOKEN_PRINCIPALS, Principal, current_caller
+from wire.tokens import SCOPES, SCOPES_METADATA
 
 DRAIN_MAX_S: Final = 3600.0
 
@@ -100,7 +100,8 @@ class AgentServicer(rpc.AgentServiceServicer):
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:  # noqa: N802
         conversation = translate.conversation(request)
-        async with aclosing(self._instance.agent().chat(conversation, _scopes())) as pieces:
+        scopes = _scopes_for(context)
+        async with aclosing(self._instance.agent().chat(conversation, scopes)) as pieces:
             async for piece in pieces:
                 yield translate.chat_response(piece)
 
@@ -174,3 +175,12 @@ def _scopes() -> frozenset[str]:
     """What the caller may do with tools; the factory's own parts have no scope and are not narrowed."""
     caller = current_caller()
     return caller.scopes if caller.principal in TOKEN_PRINCIPALS else SCOPES
+
+
+def _scopes_for(context: Any) -> frozenset[str]:
+    """The same; the factory may say for whom it asks, and is then narrowed to that one's scopes."""
+    if current_caller().principal is Principal.FACTORY:
+        for name, value in context.invocation_metadata() or ():
+            if name == SCOPES_METADATA:
+                return SCOPES & frozenset(str(value).split())
+    return _scopes()

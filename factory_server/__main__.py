@@ -21,6 +21,7 @@ from factory_server import config
 from factory_server.api.crews import CrewServicer, CrewUses
 from factory_server.api.encode import Encoder
 from factory_server.api.factory import FactoryFacts, FactoryServicer
+from factory_server.api.http import chat
 from factory_server.api.http.app import HttpFace
 from factory_server.api.http.build import build_face
 from factory_server.api.http.listener import Listener
@@ -44,6 +45,7 @@ from factory_server.identity.mint import TokenMint
 from factory_server.services import profiles
 from factory_server.services.audit import AuditLog
 from factory_server.services.broadcast import Broadcasts
+from factory_server.services.chat import Chats
 from factory_server.services.doorbells import Doorbells
 from factory_server.services.parts import Parts
 from factory_server.services.reach import Reach
@@ -187,6 +189,7 @@ class Factory:
         server.add_secure_port(self.settings.listen, server_credentials(self._identity()))
         await server.start()
         face = build_face(guard.guards, servicers, self.draining, self.who.mint.jwks)
+        chat.add_routes(face, Chats(self.parts, self.sessions, self.reach), self.registry.names)
         return Serving(server, await self._listen(face))
 
     def tool_uses(self, codec: CursorCodec) -> ToolUses:

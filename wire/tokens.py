@@ -19,6 +19,8 @@ AUDIENCE: Final = "hyperfactory"
 ALGORITHM: Final = "EdDSA"
 TYPE: Final = "hf-at+jwt"
 SCOPES: Final = frozenset({"admin", "coder", "reviewer"})
+SCOPES_METADATA: Final = "x-hyperfactory-scopes"
+"""In which the factory says with whose scopes it asks an agent something."""
 
 LEEWAY_S: Final = 5.0
 LIFE_MAX_S: Final = 12 * 3600.0

@@ -6,7 +6,7 @@ raise `core.errors` only, and return rows as they are after commit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -483,6 +483,11 @@ class Line(Protocol):
         self, request: agent_service_pb2.CallToolRequest, *, deadline_s: float
     ) -> AsyncIterator[agent_service_pb2.CallToolResponse]:
         """Call a tool; progress, then the result. Ending the iterator early cancels the call at the agent."""
+
+    def chat(
+        self, request: agent_service_pb2.ChatRequest, *, scopes: frozenset[str], deadline_s: float
+    ) -> AsyncGenerator[agent_service_pb2.ChatResponse, None]:
+        """Talk, with the tools that these scopes may use. Ending the iterator early cancels the conversation."""
 
     async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
         """The agent's state; from then on it takes no work, and signals wait. Refused where it is at work or was

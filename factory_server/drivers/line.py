@@ -16,6 +16,7 @@ from factory_server.core.errors import Unavailable
 from hyperfactory.v1 import agent_service_pb2, agent_service_pb2_grpc
 from wire.channels import open_control_channel
 from wire.status import from_rpc_error
+from wire.tokens import SCOPES_METADATA
 
 DRAIN_SLACK_S = 2.0
 STATE_BYTES_MAX = 17 << 20
@@ -94,6 +95,22 @@ class GrpcLine:
         async with aclosing(_updates(self._stub.CallTool(request, timeout=deadline_s))) as updates:
             async for update in updates:
                 yield update
+
+    async def chat(
+        self, request: agent_service_pb2.ChatRequest, *, scopes: frozenset[str], deadline_s: float
+    ) -> AsyncGenerator[agent_service_pb2.ChatResponse, None]:
+        """See the port."""
+        metadata = ((SCOPES_METADATA, " ".join(sorted(scopes))),)
+        call = self._stub.Chat(request, timeout=deadline_s, metadata=metadata)
+        try:
+            while True:
+                with _spoken():
+                    response = await call.read()
+                if not isinstance(response, agent_service_pb2.ChatResponse):
+                    return
+                yield response
+        finally:
+            call.cancel()
 
     async def suspend(self, *, idle_for_s: float, deadline_s: float) -> agent_service_pb2.StateBlob:
         """See the port."""
