@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
-from factory_server.core import model, ports
+from factory_server.core import model
 from factory_server.core.errors import FactoryError, Refused
 from factory_server.core.lifecycle import SERVING, AgentEvent, AgentState
+from factory_server.core.line import Line
 from factory_server.core.reconcile import Decision, Job
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import ACTOR, Parts
@@ -137,7 +138,7 @@ class Hibernation:
         narrate(self._parts, stepped)
         return stepped.results[0].agent
 
-    async def _take_back(self, agent: model.AgentRow, line: ports.Line) -> None:
+    async def _take_back(self, agent: model.AgentRow, line: Line) -> None:
         """The instance works on, if it still carries the agent; where nobody knows, it does so by itself."""
         try:
             now = await self._parts.store.get_agent(agent.id)
@@ -148,7 +149,7 @@ class Hibernation:
             log.warning("cannot take a suspension back", extra={"agent": agent.id, "error": str(error)})
 
     @asynccontextmanager
-    async def _line(self, agent: model.AgentRow) -> AsyncIterator[ports.Line]:
+    async def _line(self, agent: model.AgentRow) -> AsyncIterator[Line]:
         """The session's line, or one of its own where another replica holds the session."""
         session = self._sessions.get(agent.id)
         if session is not None and session.generation == agent.generation:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from factory_server.core import ports
 from factory_server.core.errors import FactoryError
+from factory_server.core.line import Line
 
 log = logging.getLogger("factory.lines")
 
@@ -18,9 +18,9 @@ class Lines:
     """Lines by control target. The first call over a new line costs both processes several milliseconds (the
     instance touches its pages for the first time): the pool pays that, not the claim."""
 
-    def __init__(self, open_line: Callable[[str], ports.Line]) -> None:
+    def __init__(self, open_line: Callable[[str], Line]) -> None:
         self._open_line = open_line
-        self._warm: dict[str, ports.Line] = {}
+        self._warm: dict[str, Line] = {}
 
     async def warm(self, control: str) -> None:
         """Open a line and hear the instance answer. An instance that does not is the claim's to find out."""
@@ -35,7 +35,7 @@ class Lines:
             return
         self._warm[control] = line
 
-    def take(self, control: str) -> ports.Line:
+    def take(self, control: str) -> Line:
         """The warm line to this instance, the caller's from now on; a new one where there is none."""
         return self._warm.pop(control, None) or self._open_line(control)
 

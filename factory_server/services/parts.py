@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from factory_server.core import ids, ports
 from factory_server.core.errors import Unavailable
+from factory_server.core.line import Line
 from factory_server.core.sandbox import Driver
 from factory_server.services.hub import Hub
 from factory_server.services.measures import Measures
@@ -46,7 +47,7 @@ class Parts:
     bus: ports.Bus
     driver: Driver
     identities: ports.Identities
-    open_line: Callable[[str], ports.Line]
+    open_line: Callable[[str], Line]
     owner: str
     hub: Hub = field(default_factory=Hub)
     measures: Measures = field(default_factory=Measures)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import replace as with_fields
 
-from factory_server.core import model, ports, reconcile
+from factory_server.core import model, reconcile
 from factory_server.core.errors import FactoryError, Invalid, Refused
 from factory_server.core.lifecycle import TERMINAL, AgentEvent, AgentState
+from factory_server.core.line import Line
 from factory_server.core.sandbox import Limits, SandboxSpec
 from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.sessions import Sessions
@@ -212,7 +213,7 @@ async def assume(
     return ready
 
 
-async def _assumed(line: ports.Line, request: agent_service_pb2.AssumeRequest, deadline_s: float) -> None:
+async def _assumed(line: Line, request: agent_service_pb2.AssumeRequest, deadline_s: float) -> None:
     try:
         await line.assume(request, deadline_s=deadline_s)
     except FactoryError as error:

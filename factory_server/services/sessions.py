@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from factory_server.core import model, ports
+from factory_server.core import model
 from factory_server.core.errors import FactoryError
+from factory_server.core.line import Line
 from factory_server.services.lines import Lines
 from factory_server.services.owned import spawn
 from hyperfactory.v1 import agent_service_pb2
@@ -28,7 +29,7 @@ class Session:
     agent: str
     crew: str
     generation: int
-    line: ports.Line
+    line: Line
     up: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -53,7 +54,7 @@ OnReport = Callable[[Session, agent_service_pb2.AgentReport], None]
 class Sessions:
     """All sessions of this process, by agent. Tasks belong to the group given to `run`."""
 
-    def __init__(self, open_line: Callable[[str], ports.Line]) -> None:
+    def __init__(self, open_line: Callable[[str], Line]) -> None:
         self._open_line = open_line
         self.lines = Lines(open_line)
         self._sessions: dict[str, Session] = {}
@@ -92,11 +93,11 @@ class Sessions:
         """The sessions of a crew."""
         return [s for s in self._sessions.values() if s.crew == crew]
 
-    def line(self, control: str) -> ports.Line:
+    def line(self, control: str) -> Line:
         """A line of its own to an instance that has no session yet."""
         return self.lines.take(control)
 
-    def attach(self, agent: model.AgentRow, line: ports.Line | None = None) -> Session:
+    def attach(self, agent: model.AgentRow, line: Line | None = None) -> Session:
         """Hold a session with the agent's present instance (idempotent), over `line` where one is open."""
         held = self._sessions.get(agent.id)
         if held is not None and held.generation >= agent.generation:

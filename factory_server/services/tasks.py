@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import code_pb2, status_pb2
 
-from factory_server.core import model, ports
+from factory_server.core import model
 from factory_server.core.errors import (
     FactoryError,
     FieldViolation,
@@ -21,6 +21,7 @@ from factory_server.core.errors import (
     Unavailable,
 )
 from factory_server.core.lifecycle import AgentState
+from factory_server.core.line import Line
 from factory_server.services.durations import seconds
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
@@ -231,7 +232,7 @@ class Tasks:
 
 
 async def _run(
-    line: ports.Line,
+    line: Line,
     request: agent_service_pb2.AgentServiceRunTaskRequest,
     running: _Running,
     deadline_s: float,

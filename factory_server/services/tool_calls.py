@@ -10,8 +10,9 @@ from contextlib import aclosing
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
-from factory_server.core import model, ports, tools
+from factory_server.core import model, tools
 from factory_server.core.errors import Denied, Unavailable
+from factory_server.core.line import Line
 from factory_server.core.tools import Entry
 from factory_server.services.parts import Parts
 from factory_server.services.reach import Reach
@@ -90,7 +91,7 @@ class ToolCalls:
         """Another process keeps the crew, and the agent's session: a line for this call."""
         if agent.instance is None:
             raise Unavailable(f"agent '{agent.name}' has no instance")
-        line: ports.Line = self._parts.open_line(agent.instance.control)
+        line: Line = self._parts.open_line(agent.instance.control)
         try:
             async for update in line.call_tool(request, deadline_s=deadline_s):
                 yield update

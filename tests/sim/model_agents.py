@@ -48,7 +48,7 @@ class ModelAgents:
 
 
 class ModelLine:
-    """`core.ports.Line` to a model agent."""
+    """`core.line.Line` to a model agent."""
 
     def __init__(self, agents: ModelAgents, name: str) -> None:
         self._agents = agents

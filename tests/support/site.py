@@ -23,7 +23,7 @@ from agent_runtime.runtime import Runtime
 from factory_server.__main__ import Factory, Identities, open_identities
 from factory_server.bus import RedisBus
 from factory_server.config import Config
-from factory_server.core import ports
+from factory_server.core.line import Line
 from factory_server.drivers.fake import Agent, FakeDriver, FakeHost, FakeInstance
 from factory_server.drivers.line import GrpcLine
 from factory_server.identity.agents import AgentIdentities
@@ -112,7 +112,7 @@ class Site:
     group: asyncio.TaskGroup
     who: Identities
     agent: Agent = real_agent
-    open_line: Callable[[str], ports.Line] = GrpcLine
+    open_line: Callable[[str], Line] = GrpcLine
     host: FakeHost = field(init=False)
 
     def __post_init__(self) -> None:
