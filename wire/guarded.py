@@ -81,7 +81,7 @@ class GuardedMethod:
         self,
         row: Row,
         behaviour: Callable[[Any, Any], Any] | None,
-        deserializer: Callable[[bytes], Any] | None,
+        deserializer: Callable[[Any], Any] | None,
         guards: Guards,
         *,
         request_streaming: bool,

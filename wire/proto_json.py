@@ -7,7 +7,6 @@ import re
 from typing import Any, NoReturn, TypeVar
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from wire.errors import FieldViolation, Invalid
@@ -51,7 +50,7 @@ def fill(body: Any, message: M, name: str = "") -> M:
     return message
 
 
-def relaxed(value: Any, kind: Descriptor) -> Any:
+def relaxed(value: Any, kind: Any) -> Any:
     """Accept what people write: durations in plain seconds, and words of enums without their prefix."""
     if kind.full_name == _DURATION and isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value}s"
@@ -61,7 +60,7 @@ def relaxed(value: Any, kind: Descriptor) -> Any:
     return {key: _relaxed(item, fields[key]) if key in fields else item for key, item in value.items()}
 
 
-def _relaxed(value: Any, field: FieldDescriptor) -> Any:
+def _relaxed(value: Any, field: Any) -> Any:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return value
     if isinstance(value, list) and field.is_repeated:
@@ -69,7 +68,7 @@ def _relaxed(value: Any, field: FieldDescriptor) -> Any:
     return _one(value, field)
 
 
-def _one(value: Any, field: FieldDescriptor) -> Any:
+def _one(value: Any, field: Any) -> Any:
     if field.message_type is not None:
         return relaxed(value, field.message_type)
     if field.enum_type is not None and isinstance(value, str) and value not in field.enum_type.values_by_name:

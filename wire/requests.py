@@ -11,7 +11,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from wire.errors import FactoryError, FieldViolation, Invalid
 
 Validator = Callable[[Message], Sequence[FieldViolation]]
-Deserializer = Callable[[bytes], Any]
+Deserializer = Callable[[Any], Any]
 
 
 class RequestReader:

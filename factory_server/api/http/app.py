@@ -31,7 +31,11 @@ BODY_MAX_BYTES: Final = SERVER_MESSAGE_MAX_BYTES
 BODY_MAX_S: Final = 30.0
 REQUEST_ID: Final = "X-Request-Id"
 _REQUEST_ID_RE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_KEY_RE = re.compile(r"[\x21-\x7e]{1,64}")
 _ID_KEY: Final = web.RequestKey("id", str)
+KEY_HEADER: Final = "Idempotency-Key"
+KEY: Final = web.RequestKey("idempotency key", str)
+"""The id that makes a repetition harmless, as the caller or we chose it."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -130,6 +134,8 @@ def _whole(request: web.Request, answer: web.Response) -> web.Response:
 async def _prepared(request: web.Request, answer: web.StreamResponse) -> None:
     """What every answer carries."""
     answer.headers.setdefault(REQUEST_ID, request.get(_ID_KEY, "") or secrets.token_hex(8))
+    if _KEY_RE.fullmatch(request.get(KEY, "")):
+        answer.headers.setdefault(KEY_HEADER, request[KEY])
     answer.headers.setdefault("Cache-Control", "no-store")
     answer.headers.setdefault("X-Content-Type-Options", "nosniff")
     answer.headers.pop("Server", None)

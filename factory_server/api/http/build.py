@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Final
 
 from aiohttp import web
 
+from factory_server.api.http import rest
 from factory_server.api.http.app import HttpFace, anybody
 from factory_server.api.http.failures import JSON
-from factory_server.api.server import Servicers
+from factory_server.api.server import DESCRIPTORS, Servicers
 from wire.guarded import Guards
 
 JWKS_PATH: Final = "/.well-known/jwks.json"
@@ -22,6 +24,7 @@ def build_face(
     """The face with every route, not yet listening."""
     face = HttpFace(guards, draining)
     _add_keys(face, jwks)
+    rest.add_routes(face, DESCRIPTORS, [getattr(servicers, field.name) for field in fields(servicers)])
     return face
 
 
