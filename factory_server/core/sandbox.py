@@ -158,6 +158,19 @@ class Driver(Protocol):
         refused from then on); a link whose target was re-created is renewed.
         """
 
+    async def mount(self, instance: str, name: str, path: str) -> None:
+        """Show the files of this host directory in the running instance, at `/skills/<name>`.
+
+        They are read-only, without devices and setuid, from the moment that they are seen; another directory
+        under the name is replaced. The same again is harmless.
+        """
+
+    async def unmount(self, instance: str, name: str) -> None:
+        """Show nothing at `/skills/<name>` any more. Idempotent; with the instance all of them go."""
+
+    async def mounts(self, instance: str) -> Sequence[str]:
+        """The names that are shown at `/skills`."""
+
     async def freeze(self, instance: str) -> None:
         """Stop every process of the instance in place; it keeps its memory and its sockets."""
 

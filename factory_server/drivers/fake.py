@@ -29,6 +29,7 @@ from factory_server.core.sandbox import (
     Tier,
     Usage,
 )
+from factory_server.drivers import packs
 from factory_server.drivers.exitstream import ExitHub
 from factory_server.drivers.namespaces import launcher, wiring
 from factory_server.drivers.namespaces.records import stem
@@ -45,6 +46,7 @@ class FakeInstance:
     own_dir: str
     peers_dir: str
     workspace: str
+    skills_dir: str = ""
     is_ready: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is ready, or it has ended
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -183,7 +185,8 @@ class FakeDriver:
         await self.host.shut_down()
         self.host.instances.clear()
         await asyncio.to_thread(shutil.rmtree, self._where.sockets, ignore_errors=True)
-        await asyncio.to_thread(shutil.rmtree, self._where.state / "work", ignore_errors=True)
+        for name in ("work", packs.SHOWN, packs.MAKING):
+            await asyncio.to_thread(shutil.rmtree, self._where.state / name, ignore_errors=True)
         await self.close()
 
     async def probe(self) -> DriverInfo:
@@ -214,7 +217,8 @@ class FakeDriver:
         own, peers, work = self._directories(spec.instance)
         for directory in (own, peers, work):
             directory.mkdir(parents=True, exist_ok=True)
-        return FakeInstance(spec, str(own), str(peers), str(work))
+        skills = packs.make_tree(self._where.state, stem(spec.instance))
+        return FakeInstance(spec, str(own), str(peers), str(work), str(skills))
 
     def _directories(self, instance: str) -> tuple[Path, Path, Path]:
         name = stem(instance)
@@ -267,6 +271,24 @@ class FakeDriver:
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
 
+    async def mount(self, instance: str, name: str, path: str) -> None:
+        """Show a skill pack, to whoever looks at `skills_dir`."""
+        await self._face_weather("mount", instance)
+        self._live(instance)
+        await asyncio.to_thread(packs.mount, self._where.state, stem(instance), name, path)
+
+    async def unmount(self, instance: str, name: str) -> None:
+        """Show it no more."""
+        await self._face_weather("unmount", instance)
+        self._live(instance)
+        await asyncio.to_thread(packs.unmount, self._where.state, stem(instance), name)
+
+    async def mounts(self, instance: str) -> Sequence[str]:
+        """The skill packs that are shown."""
+        await self._face_weather("mounts", instance)
+        self._live(instance)
+        return packs.mounted(self._where.state, stem(instance))
+
     async def freeze(self, instance: str) -> None:
         """Note it; a coroutine cannot be stopped from outside."""
         await self._face_weather("freeze", instance)
@@ -290,6 +312,7 @@ class FakeDriver:
     def _remove_files(self, instance: str) -> None:
         for directory in self._directories(instance):
             shutil.rmtree(directory, ignore_errors=True)
+        packs.remove(self._where.state, stem(instance))
         for part, suffix in (("ctl", SOCKET_SUFFIX), ("svc", SOCKET_SUFFIX), ("svc", HTTP_SUFFIX)):
             (self._where.sockets / part / f"{stem(instance)}{suffix}").unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ import pytest
 
 from factory_server.core.errors import Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import Driver, Enforcement, Exit, Sandbox, SandboxSpec, http_socket
+from tests.contract.packs_suite import PacksSuite
 from tests.contract.small_agent import ask
 
 DEADLINE_S = 10.0
@@ -78,7 +79,7 @@ def path_of(target: str) -> Path:
     return Path(target.removeprefix("unix://"))
 
 
-class DriverSuite:
+class DriverSuite(PacksSuite):
     """The contract."""
 
     async def make(self, rig: Rig, name: str = "a-g1", **labels: str) -> Sandbox:

@@ -32,7 +32,11 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 async def serve(
-    own_dir: str, peers_dir: str, ready: Callable[[], object], say: Callable[[str], object]
+    own_dir: str,
+    peers_dir: str,
+    ready: Callable[[], object],
+    say: Callable[[str], object],
+    skills_dir: str = "/skills",
 ) -> int:
     """Serve on `ctl.sock` and `svc.sock` until told to exit; the answer is the exit code."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -60,6 +64,9 @@ async def serve(
                 return {"there": os.path.lexists(f"{own_dir}/{wish['name']}")}
             case "peers":
                 return {"names": sorted(os.listdir(peers_dir))}  # noqa: PTH208
+            case "skills":
+                files = [path for path in Path(skills_dir).rglob("*") if path.is_file()]
+                return {"files": {str(path.relative_to(skills_dir)): path.read_text() for path in files}}
             case "connect":
                 return {"error": await _connect(Path(peers_dir, wish["name"]))}
             case "run":

@@ -26,6 +26,7 @@ from factory_server.core.sandbox import Enforcement, Exit, Limits, Sandbox, Sand
 from factory_server.drivers.docker import exitinfo, findings, hardening, roster
 from factory_server.drivers.docker.driver import DockerDriver
 from tests.contract.driver_suite import DriverSuite, exits_of, until
+from tests.contract.packs_suite import SealedPacksSuite
 from tests.contract.small_agent import ask
 from tests.contract.test_drivers import ENTRY, PATHS, REPOSITORY, NamespacesSuite, files_below, user_lines
 
@@ -80,7 +81,7 @@ class DockerRig:
 
 
 @pytest.mark.timeout(180)
-class DockerSuite(DriverSuite):
+class DockerSuite(DriverSuite, SealedPacksSuite):
     """The contract, and what containers must do beyond it."""
 
     test_freezing_stops_it = NamespacesSuite.test_freezing_stops_it

@@ -21,6 +21,7 @@ from factory_server.drivers.fake import FakeDriver, FakeHost, FakeInstance
 from factory_server.drivers.namespaces.driver import NamespacesDriver
 from tests.contract import small_agent
 from tests.contract.driver_suite import DEADLINE_S, DriverSuite, Rig, exits_of, until
+from tests.contract.packs_suite import SealedPacksSuite
 from tests.contract.small_agent import ask
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,7 +38,9 @@ def state() -> Iterator[Path]:
 
 async def in_process(instance: FakeInstance) -> int:
     """The small agent as a coroutine."""
-    return await small_agent.serve(instance.own_dir, instance.peers_dir, instance.ready, instance.say)
+    return await small_agent.serve(
+        instance.own_dir, instance.peers_dir, instance.ready, instance.say, instance.skills_dir
+    )
 
 
 def files_below(directory: Path) -> list[str]:
@@ -161,7 +164,7 @@ def user_lines(pid: int) -> str:
     return next(line for line in lines if line.startswith("Uid:"))
 
 
-class NamespacesSuite(DriverSuite):
+class NamespacesSuite(DriverSuite, SealedPacksSuite):
     """What every tier of real sandboxes must do beyond the contract."""
 
     async def test_freezing_stops_it(self, rig: NamespacesRig) -> None:

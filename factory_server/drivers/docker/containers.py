@@ -123,10 +123,18 @@ def unpause(client: Client, container: str) -> None:
             raise
 
 
-def run(client: Client, name: str, body: Mapping[str, Any], deadline_s: float) -> bytes:
-    """A container's output from its start to its end."""
+def run(
+    client: Client,
+    name: str,
+    body: Mapping[str, Any],
+    deadline_s: float,
+    *,
+    started: Callable[[int], object],
+) -> bytes:
+    """A container's output from its start to its end; `started` is told its process."""
     try:
-        container, _ = make(client, name, body, lambda: True)
+        container, pid = make(client, name, body, lambda: True)
+        started(pid)
         client.wait(container, timeout=deadline_s)
         output: bytes = client.logs(container, stdout=True, stderr=False)
         return output

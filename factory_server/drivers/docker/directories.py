@@ -1,4 +1,4 @@
-"""The two directories that a container is shown, and the way from its first socket to the factory."""
+"""The directories that a container is shown, and the way from its first socket to the factory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from factory_server.core.errors import Unavailable
+from factory_server.drivers import packs
 from factory_server.drivers.namespaces import wiring
 from factory_server.drivers.namespaces.files import Files
 from factory_server.drivers.namespaces.records import stem
@@ -23,7 +24,7 @@ def own_of(files: Files, instance: str) -> Path:
     return files.where.sockets / "own" / stem(instance)
 
 
-def prepare(files: Files, instance: str, owner: int) -> tuple[Path, Path]:
+def prepare(files: Files, instance: str, owner: int) -> tuple[Path, Path, Path]:
     """Fresh directories: the one of the instance's own sockets belongs to it. Blocking."""
     own, peers = own_of(files, instance), files.where.sockets / "peers" / stem(instance)
     files.remove(instance)
@@ -32,7 +33,7 @@ def prepare(files: Files, instance: str, owner: int) -> tuple[Path, Path]:
         directory.chmod(mode)
     if os.geteuid() == 0:
         os.chown(own, owner, owner)
-    return own, peers
+    return own, peers, packs.make_tree(files.where.state, stem(instance))
 
 
 def adopt_control(files: Files, instance: str) -> bool:
@@ -56,7 +57,7 @@ def adopt_control(files: Files, instance: str) -> bool:
 def remove_everything(files: Files) -> None:
     """Remove all files of the driver, when nothing runs any more. Blocking."""
     shutil.rmtree(files.where.sockets, ignore_errors=True)
-    for name in ("instances", "logs"):
+    for name in ("instances", "logs", packs.SHOWN, packs.MAKING):
         shutil.rmtree(files.where.state / name, ignore_errors=True)
     (files.where.state / "docker.lock").unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
-from factory_server.drivers.docker import containers, directories, findings, hardening, output
+from factory_server.drivers.docker import containers, directories, findings, hardening, output, sealing
 from factory_server.drivers.docker.arrivals import Arrivals
 from factory_server.drivers.docker.births import Birth
 from factory_server.drivers.docker.containers import Found
@@ -194,7 +194,9 @@ class DockerDriver:
             spec = SandboxSpec(instance, limits=limits)
             body = await self._maker.body(spec, command, {"hf_probe.py": str(probe.__file__)})
             text = await self._host.engine.call(
-                Lane.CREATE, lambda c: containers.run(c, name, body, PROBE_MAX_S), what="probe"
+                Lane.CREATE,
+                lambda c: containers.run(c, name, body, PROBE_MAX_S, started=sealing.seal),
+                what="probe",
             )
             report = json.loads(text)
         except (ConflictError, ValueError) as error:
@@ -246,6 +248,23 @@ class DockerDriver:
             missing = await self._host.in_thread(self._host.files.wire, instance, dict(links))
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
+
+    async def mount(self, instance: str, name: str, path: str) -> None:
+        """Show a skill pack; no call to the engine."""
+        await self._find(instance)
+        async with self._locks.alone(instance):
+            await self._host.in_thread(self._host.files.mount, instance, name, path)
+
+    async def unmount(self, instance: str, name: str) -> None:
+        """Show it no more; no call to the engine."""
+        await self._find(instance)
+        async with self._locks.alone(instance):
+            await self._host.in_thread(self._host.files.unmount, instance, name)
+
+    async def mounts(self, instance: str) -> Sequence[str]:
+        """The skill packs that are shown."""
+        await self._find(instance)
+        return await self._host.in_thread(self._host.files.mounts, instance)
 
     async def freeze(self, instance: str) -> None:
         """Stop every process of the instance."""

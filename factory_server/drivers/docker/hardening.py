@@ -13,6 +13,7 @@ from factory_server.drivers.docker import seccomp
 OWN: Final = "/run/hf/own"
 PEERS: Final = "/run/hf/peers"
 WORKSPACE: Final = "/workspace"
+SKILLS: Final = "/skills"
 SRC: Final = "/app/src"
 
 LABEL_FACTORY: Final = "hyperfactory.factory"
@@ -38,7 +39,7 @@ _MASKED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One container: who it is, what it may use, and its two directories on the host."""
+    """One container: who it is, what it may use, and its three directories on the host."""
 
     instance: str
     factory: str
@@ -51,6 +52,7 @@ class Wish:
     command: Sequence[str] = ()
     packages: Mapping[str, str] = field(default_factory=dict)  # shown over the image's own, for tests
     runtime: str = ""
+    skills: str = ""
 
 
 def container(wish: Wish) -> dict[str, Any]:
@@ -102,8 +104,11 @@ def _host(wish: Wish) -> dict[str, Any]:
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp.text()}"],
         "MaskedPaths": list(_MASKED),
         "Tmpfs": {place: _tmpfs(workspace, wish.user) for place in (WORKSPACE, "/tmp")},
-        "Mounts": [_bind(wish.own, OWN, read_only=False), _bind(wish.peers, PEERS, read_only=True)]
-        + [_bind(source, f"{SRC}/{name}", read_only=True) for name, source in wish.packages.items()],
+        "Mounts": [
+            _bind(wish.own, OWN, read_only=False),
+            _bind(wish.peers, PEERS, read_only=True),
+            *([_bind(wish.skills, SKILLS, read_only=True)] if wish.skills else []),
+        ]
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": limits.pids_max or defaults.pids_max,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from factory_server.core.causes import KEY, Cause
 from factory_server.core.errors import Exhausted, Unavailable
 from factory_server.core.sandbox import Exit, Sandbox, SandboxSpec
-from factory_server.drivers.docker import containers, directories, findings, hardening, output
+from factory_server.drivers.docker import containers, directories, findings, hardening, output, sealing
 from factory_server.drivers.docker.arrivals import Arrivals
 from factory_server.drivers.docker.births import Birth, EndedError
 from factory_server.drivers.docker.engine import ConflictError, Lane
@@ -75,6 +75,7 @@ class Maker:
         watch = self._arrivals.watch(own, lambda file: birth.see(file, directories.CONTROL))
         try:
             birth.container, pid = await self._start(birth, spec, body)
+            await host.in_thread(sealing.seal, pid)
             await birth.settled()
         except EndedError as error:
             words = await self._last_words(instance)
@@ -116,7 +117,7 @@ class Maker:
             raise Exhausted(f"cannot create '{spec.instance}': all users are taken", quota="sandboxes")
         host.users[spec.instance] = user
         owner = findings.remapped_base(host.info) + user
-        own, peers = await host.in_thread(directories.prepare, host.files, spec.instance, owner)
+        own, peers, skills = await host.in_thread(directories.prepare, host.files, spec.instance, owner)
         wish = hardening.Wish(
             instance=spec.instance,
             factory=host.factory,
@@ -124,6 +125,7 @@ class Maker:
             user=user,
             own=str(own),
             peers=str(peers),
+            skills=str(skills),
             limits=spec.limits,
             labels=spec.labels,
             command=command,

@@ -117,11 +117,21 @@ class Nursery:
         groups, agent.missing = self.cgroups.create(stem, bounds)
         agent.record = replace(agent.record, groups=tuple(groups))
         own, peers = _directories(stem, uid)
+        skills = STATE / "skills" / stem
+        skills.mkdir(mode=0o755, exist_ok=True)
+        skills.chmod(0o755)
         return child.Birth(
             hostname=stem[:_HOSTNAME_MAX],
             uid=uid,
             rootless=self.rootless,
-            view=mounts.View(str(own), str(peers), wish.workspace_bytes, uid, self.rootless),
+            view=mounts.View(
+                str(own),
+                str(peers),
+                wish.workspace_bytes,
+                uid,
+                self.rootless,
+                skills=f"{mounts.HOST_SKILLS}/{stem}",
+            ),
             cgroups=self.cgroups,
             groups=agent.record.groups,
             pids_max=wish.pids_max if "pids" in agent.missing else 0,

@@ -191,6 +191,23 @@ class NamespacesDriver:
         if missing:
             raise NotFound(f"cannot wire '{instance}': no socket for {', '.join(missing)}")
 
+    async def mount(self, instance: str, name: str, path: str) -> None:
+        """Show a skill pack."""
+        self._live(instance)
+        async with self._locks.alone(instance):
+            await self._in_thread(self._files.mount, instance, name, path)
+
+    async def unmount(self, instance: str, name: str) -> None:
+        """Show it no more."""
+        self._live(instance)
+        async with self._locks.alone(instance):
+            await self._in_thread(self._files.unmount, instance, name)
+
+    async def mounts(self, instance: str) -> Sequence[str]:
+        """The skill packs that are shown."""
+        self._live(instance)
+        return await self._in_thread(self._files.mounts, instance)
+
     async def freeze(self, instance: str) -> None:
         """Stop every process of the instance."""
         await self._set_frozen(instance, frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from factory_server.core.errors import Invalid, Unavailable
 from factory_server.core.sandbox import HTTP_SUFFIX, SOCKET_SUFFIX
+from factory_server.drivers import packs
 from factory_server.drivers.namespaces import wiring
 from factory_server.drivers.namespaces.launcher import Places
 from factory_server.drivers.namespaces.records import stem
@@ -54,8 +55,21 @@ class Files:
                 ) from error
             raise Unavailable(f"cannot wire '{instance}': {error}") from error
 
+    def mount(self, instance: str, name: str, path: str) -> None:
+        """Show a skill pack."""
+        packs.mount(self.where.state, stem(instance), name, path)
+
+    def unmount(self, instance: str, name: str) -> None:
+        """Show it no more."""
+        packs.unmount(self.where.state, stem(instance), name)
+
+    def mounts(self, instance: str) -> Sequence[str]:
+        """The skill packs that are shown."""
+        return packs.mounted(self.where.state, stem(instance))
+
     def remove(self, instance: str) -> None:
         """Remove all that is the instance's."""
+        packs.remove(self.where.state, stem(instance))
         for part in _TREES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.where.sockets / part / stem(instance))
@@ -64,7 +78,9 @@ class Files:
 
     def present(self) -> Sequence[Path]:
         """What lies there of any instance."""
-        return [path for part in (*_TREES, *_LINK_DIRS) for path in (self.where.sockets / part).iterdir()]
+        packs.sweep_making(self.where.state)
+        places = [self.where.state / packs.SHOWN, *(self.where.sockets / p for p in (*_TREES, *_LINK_DIRS))]
+        return [path for place in places for path in place.iterdir()]
 
     def sweep(self, known: AbstractSet[str], present: Sequence[Path] | None = None) -> None:
         """Remove of `present` (or of all that lies there) what belongs to none of the `known` instances."""
@@ -77,7 +93,7 @@ class Files:
     def remove_everything(self) -> None:
         """Remove every file of the driver, when nothing runs any more."""
         shutil.rmtree(self.where.sockets, ignore_errors=True)
-        for name in ("instances", "logs", "root"):
+        for name in ("instances", "logs", "root", packs.SHOWN, packs.MAKING):
             shutil.rmtree(self.where.state / name, ignore_errors=True)
         for name in ("zygote.log", "zygote.lock", "users"):
             (self.where.state / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ LAUNCH_MAX_S: Final = 30.0
 _SHORT_MAX: Final = 48  # longest directory below which `ctl/<40 characters>.sock` stays below 100 bytes
 _SHORT_PLACES: Final = ("/run", "/tmp", "/var/tmp")
 _SOCKET_DIRS: Final = ("own", "peers", "ctl", "svc")
-_STATE_DIRS: Final = ("instances", "logs")
+_STATE_DIRS: Final = ("instances", "logs", "skills", "making")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ HOST: Final = "/.host"
 HOST_SOCKETS: Final = f"{HOST}/s"
 HOST_STATE: Final = f"{HOST}/d"
 HOST_CGROUPS: Final = f"{HOST}/cg"
+HOST_SKILLS: Final = f"{HOST}/k"
 OWN: Final = "/run/hf/own"
 PEERS: Final = "/run/hf/peers"
 WORKSPACE: Final = "/workspace"
+SKILLS: Final = "/skills"
 INNER_ID: Final = 1000
 
 _SYSTEM_LINKS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -96,12 +98,14 @@ def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None
     for path, target in tree.links.items():
         build.link(path, target)
     build.bind("/proc", "/proc", sys_.ATTR_NOSUID | sys_.ATTR_NODEV | sys_.ATTR_NOEXEC)
-    for path in ("/tmp", WORKSPACE, OWN, PEERS, "/skills"):
+    for path in ("/tmp", WORKSPACE, OWN, PEERS, SKILLS):
         build.directory(path)
     build.directory(HOST)
     sys_.mount("tmpfs", root + HOST, "tmpfs", _TMPFS_FLAGS, "mode=700,size=64k")
     build.bind(sockets, HOST_SOCKETS, _OWN_FLAGS)
     build.bind(state, HOST_STATE, _OWN_FLAGS)
+    # Sealed here, once: each child's bind of its own part inherits that, and is never anything else.
+    build.bind(f"{state}/skills", HOST_SKILLS)
     if Path("/sys/fs/cgroup").is_dir():
         build.bind("/sys/fs/cgroup", HOST_CGROUPS, _OWN_FLAGS)
     build.directory(f"{HOST}/old")
@@ -144,13 +148,14 @@ def _add_devices(build: _Builder) -> None:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one child adds to the tree: its two directories on the host, and the size of its scratch space."""
+    """What one child adds to the tree: its three directories on the host, and the size of its scratch space."""
 
     own: str
     peers: str
     workspace_bytes: int
     uid: int
     rootless: bool
+    skills: str = ""
 
 
 def enter(view: View) -> None:
@@ -169,6 +174,7 @@ def enter(view: View) -> None:
     sys_.mount_setattr(OWN, attr_set=_OWN_FLAGS)
     sys_.mount(view.peers, PEERS, "", sys_.MS_BIND)
     sys_.mount_setattr(PEERS, attr_set=_OWN_FLAGS | sys_.ATTR_RDONLY)
+    sys_.mount(view.skills, SKILLS, "", sys_.MS_BIND)
     sys_.umount(HOST)
     _fresh_proc(rootless=view.rootless)
 

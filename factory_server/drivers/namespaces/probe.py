@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -20,6 +21,10 @@ Finding = tuple[str, str]
 
 WORKSPACE_BYTES: Final = 1024 * 1024
 PIDS_MAX: Final = 16
+SKILLS: Final = "/skills"
+SEALED_POLLS: Final = 50
+SEALED_POLL_S: Final = 0.01
+_SEALED: Final = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV
 _UNROUTABLE: Final = ("192.0.2.1", 9)
 _NR_LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_VERSION: Final = 1
@@ -94,6 +99,18 @@ def _read_only_root() -> Finding:
     return ENFORCED, ""
 
 
+def _skill_packs() -> Finding:
+    flags = os.statvfs(SKILLS).f_flag
+    for _ in range(SEALED_POLLS):
+        if flags & _SEALED == _SEALED:
+            return ENFORCED, ""
+        select.select([], [], [], SEALED_POLL_S)  # a container's mount is sealed a moment after its start
+        flags = os.statvfs(SKILLS).f_flag
+    if not flags & os.ST_RDONLY:
+        return ABSENT, f"{SKILLS} is not mounted read-only"
+    return PARTIAL, "read-only; nosuid and nodev by no_new_privileges and the lack of capabilities alone"
+
+
 def _processes() -> Finding:
     seen = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
     return (ENFORCED, "") if max(seen) <= PIDS_MAX else (ABSENT, "processes of the host are visible")
@@ -143,6 +160,7 @@ _CHECKS: Final[dict[str, Callable[[], Finding]]] = {
     "no_new_privileges": _no_new_privileges,
     "seccomp": _seccomp,
     "read_only_root": _read_only_root,
+    "skill_packs": _skill_packs,
     "own_processes_only": _processes,
     "no_network": _network,
     "workspace_quota": _workspace_quota,
