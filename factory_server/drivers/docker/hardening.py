@@ -108,7 +108,8 @@ def _host(wish: Wish) -> dict[str, Any]:
             _bind(wish.own, OWN, read_only=False),
             _bind(wish.peers, PEERS, read_only=True),
             *([_bind(wish.skills, SKILLS, read_only=True)] if wish.skills else []),
-        ]
+            *(_bind(source, f"{SRC}/{name}", read_only=True) for name, source in wish.packages.items()),
+        ],
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": limits.pids_max or defaults.pids_max,
