@@ -140,8 +140,8 @@ def _struct(labels: Mapping[str, str]) -> Struct:
     return struct
 
 
-def profile(row: model.ProfileRow) -> types_pb2.Profile:
-    """One profile."""
+def profile(row: model.ProfileRow, image_now: str) -> types_pb2.Profile:
+    """One profile; `image_now` is that of its base as it was last seen."""
     return types_pb2.Profile(
         name=row.name,
         spec=row.spec,
@@ -152,7 +152,20 @@ def profile(row: model.ProfileRow) -> types_pb2.Profile:
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
         description=row.description,
+        image_digest=row.image_digest,
+        conditions=_image_conditions(row, image_now),
     )
+
+
+def _image_conditions(row: model.ProfileRow, image_now: str) -> list[types_pb2.Condition]:
+    if not row.image_digest or not image_now:
+        return []
+    if row.image_digest == image_now:
+        status, reason, message = types_pb2.CONDITION_STATUS_TRUE, "AsRecorded", ""
+    else:
+        status, reason = types_pb2.CONDITION_STATUS_FALSE, "ImageChanged"
+        message = f"agents are made from {image_now} by now; an update of the profile records it"
+    return [types_pb2.Condition(type="ImageCurrent", status=status, reason=reason, message=message)]
 
 
 def pool(row: model.PoolRow) -> factory_service_pb2.Pool:

@@ -109,6 +109,8 @@ class ProfileRow:
     description: str
     created_at: datetime
     updated_at: datetime
+    image_digest: str = ""
+    """Of its base when this version was written; '' where the driver has no images."""
 
 
 @dataclass(frozen=True, slots=True)

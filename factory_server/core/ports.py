@@ -328,7 +328,7 @@ class ProfileStore(Protocol):
         """Write version expect_version + 1 (old versions are kept by digest). Stale, NotFound."""
 
     async def ensure_profile(self, row: model.ProfileRow) -> None:
-        """Make or update a built-in profile; no change where the digest is the same."""
+        """Make or update a built-in profile; no change where its digest and its image (if given) are the same."""
 
 
 class ContextStore(Protocol):

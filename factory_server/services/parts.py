@@ -12,6 +12,7 @@ from factory_server.core.errors import Unavailable
 from factory_server.core.line import Line
 from factory_server.core.sandbox import Driver
 from factory_server.services.hub import Hub
+from factory_server.services.images import Images
 from factory_server.services.measures import Measures
 from hyperfactory.v1 import crew_service_pb2
 
@@ -56,6 +57,10 @@ class Parts:
     egress: ports.Egress = field(default_factory=NoEgress)
     doorsteps: str = ""
     """Directory of sockets at which mates wake members that hibernate; '' for none."""
+    images: Images = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", Images(self.driver))  # frozen
 
     def new_id(self, prefix: str) -> str:
         """A new id of this kind."""

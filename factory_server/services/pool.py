@@ -35,7 +35,9 @@ class PoolLane:
     async def fill(self) -> None:
         """Fill every pool to its target; a base that cannot be made delays no other."""
         failures: list[FactoryError] = []
-        for pool in await self._parts.store.get_pools():
+        pools = await self._parts.store.get_pools()
+        await self._parts.images.look_at(pool.base for pool in pools)
+        for pool in pools:
             self._parts.measures.pool_ready.labels(pool.base).set(pool.ready)
             self._parts.measures.pool_target.labels(pool.base).set(pool.target)
             try:

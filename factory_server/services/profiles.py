@@ -47,7 +47,7 @@ async def ensure_built_in(parts: Parts) -> None:
         if name == "generic":
             spec.entry_point = ""
             spec.config.CopyFrom(Struct())
-        await parts.store.ensure_profile(_row(parts, name, spec, "PRODUCTION", description))
+        await parts.store.ensure_profile(await _row(parts, name, spec, "PRODUCTION", description))
 
 
 async def create(
@@ -60,7 +60,7 @@ async def create(
             "cannot create profile: spec is missing",
             violations=[FieldViolation("profile.spec", "is missing", "REQUIRED")],
         )
-    row = _row(parts, given.name, given.spec, "DRAFT", given.description)
+    row = await _row(parts, given.name, given.spec, "DRAFT", given.description)
     if request.validate_only:
         return row
     return await parts.store.create_profile(row, key_of(actor, "CreateProfile", request.request_id, request))
@@ -76,7 +76,8 @@ async def update(
     if await parts.store.find_request(key) is None and given.etag and given.etag != etag_of(now):
         raise Stale(f"profile '{now.name}' has changed: its etag is not '{given.etag}'")
     spec, description = _merged(now, given, request.update_mask)
-    row = _row(parts, now.name, spec, "DRAFT" if digest_of(spec) != now.digest else now.stage, description)
+    stage = "DRAFT" if digest_of(spec) != now.digest else now.stage
+    row = await _row(parts, now.name, spec, stage, description)
     if request.validate_only:
         return row
     return await parts.store.update_profile(row, now.version, key)
@@ -117,7 +118,7 @@ def _merged(
     return whole.spec, whole.description
 
 
-def _row(
+async def _row(
     parts: Parts, name: str, spec: types_pb2.ProfileSpec, stage: str, description: str
 ) -> model.ProfileRow:
     filled = types_pb2.ProfileSpec()
@@ -126,5 +127,5 @@ def _row(
     filled.scope = filled.scope or "coder"
     if not filled.HasField("health_interval"):
         filled.health_interval.seconds = 2
-    now = parts.now()
-    return model.ProfileRow(name, 1, digest_of(filled), filled, stage, description, now, now)
+    now, image = parts.now(), await parts.images.look(filled.base)
+    return model.ProfileRow(name, 1, digest_of(filled), filled, stage, description, now, now, image)

@@ -99,6 +99,7 @@ async def _keep(transaction: Transaction, row: DictRow) -> ProfileRow:
         version=row["version"],
         digest=row["digest"],
         spec=row["spec"],
+        image_digest=row["image_digest"],
     )
     return _profile_row(row)
 
@@ -110,6 +111,7 @@ def _values(row: ProfileRow) -> dict[str, object]:
         "spec": row.spec.SerializeToString(),
         "stage": row.stage,
         "description": row.description,
+        "image_digest": row.image_digest,
     }
 
 
@@ -123,4 +125,5 @@ def _profile_row(r: DictRow) -> ProfileRow:
         description=r["description"],
         created_at=r["created_at"],
         updated_at=r["updated_at"],
+        image_digest=r["image_digest"],
     )

@@ -334,6 +334,34 @@ async def test_a_pool_tells_why_it_is_not_filled_and_fills_when_it_can(full, mob
     await pool_is(full, lambda pool: pool.ready == POOL)
 
 
+async def test_a_profile_tells_its_image_and_that_it_is_another_by_now(client, moby):
+    image = moby.inspect_image(DEFAULT_IMAGE)["Id"]
+    name, tag = DEFAULT_IMAGE.split(":")
+    recorded = await profile_of(client, "coder")
+    assert recorded.image_digest == image
+    made = moby.create_container(image)
+    try:
+        moby.commit(made, name, tag, conf={"Labels": {"another": "one"}})
+        await eventually(lambda: image_is(client, "ImageChanged"), "the change is told")
+        assert (await profile_of(client, "coder")).image_digest == image, "it is a record"
+        update = pp.UpdateProfileRequest(request_id=request_id(), profile=recorded)
+        await client.profiles.UpdateProfile(update, timeout=10, metadata=client.metadata)
+        assert await image_is(client, "AsRecorded")
+        assert (await profile_of(client, "coder")).version == recorded.version + 1
+    finally:
+        moby.remove_container(made)
+        moby.tag(image, name, tag)
+
+
+async def profile_of(client: Client, name: str) -> Any:
+    request = pp.GetProfileRequest(name=name)
+    return (await client.profiles.GetProfile(request, timeout=10, metadata=client.metadata)).profile
+
+
+async def image_is(client: Client, reason: str) -> bool:
+    return (await profile_of(client, "coder")).conditions[0].reason == reason
+
+
 async def resize(client: Client, target: int) -> None:
     request = fp.UpdatePoolRequest(request_id=request_id(), base="python", target=target)
     await client.factory.UpdatePool(request, timeout=10, metadata=client.metadata)

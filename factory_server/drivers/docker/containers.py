@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from docker.errors import APIError
+from docker.errors import APIError, ImageNotFound
 from docker.errors import NotFound as NoSuchThing
 
 from factory_server.drivers.docker.engine import Client, ConflictError, is_conflict
@@ -62,6 +62,15 @@ def state(client: Client, container: str) -> Mapping[str, Any]:
     except NoSuchThing:
         return {}
     return answer
+
+
+def image(client: Client, name: str) -> str:
+    """The image's id, `sha256:…`; '' where there is none."""
+    try:
+        found: str = client.inspect_image(name)["Id"]
+    except ImageNotFound:
+        return ""
+    return found
 
 
 def make(client: Client, name: str, body: Mapping[str, Any], wanted: Callable[[], bool]) -> tuple[str, int]:

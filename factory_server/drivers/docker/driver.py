@@ -292,6 +292,11 @@ class DockerDriver:
         """Instances that ended, from now on."""
         return self._exits.stream()
 
+    async def image_digest(self, base: str) -> str:
+        """The id of the base's image; '' where the engine has none."""
+        image = f"{self._recipe.images}:{base}"
+        return await self._host.engine.read(lambda c: containers.image(c, image), what=f"look at '{image}'")
+
     async def stats(self, instance: str) -> Usage:
         """Read the groups; no call to the engine."""
         groups = (await self._find(instance)).groups

@@ -1069,6 +1069,7 @@ class Profile(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The caller's name, a DNS label."""
     version: _builtins.int
@@ -1083,7 +1084,9 @@ class Profile(_message.Message):
     """What it is for, for people."""
     image_digest: _builtins.str
     """`sha256:…` of the image of its base as it was when this version was written. Empty where the driver has no
-    images. Output only.
+    images. It is a record, not a pin: an image carries the runtime of the factory's release, so agents are made
+    from the base's present image. Where that is another one, the condition `ImageCurrent` says so, and any update
+    of the profile records it. Output only.
     """
     @_builtins.property
     def spec(self) -> Global___ProfileSpec:
@@ -1096,6 +1099,10 @@ class Profile(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed. Output only."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """Observed facts, as `ImageCurrent`. Output only."""
 
     def __init__(
         self,
@@ -1110,10 +1117,11 @@ class Profile(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         description: _builtins.str = ...,
         image_digest: _builtins.str = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "digest", b"digest", "etag", b"etag", "image_digest", b"image_digest", "name", b"name", "spec", b"spec", "stage", b"stage", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "create_time", b"create_time", "description", b"description", "digest", b"digest", "etag", b"etag", "image_digest", b"image_digest", "name", b"name", "spec", b"spec", "stage", b"stage", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
