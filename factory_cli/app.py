@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factory_cli import session
-from factory_cli.commands import agent, call, context, crew, inspect, pool, profile, stack, task, tool
+from factory_cli.commands import agent, call, context, crew, inspect, pool, profile, proxy, stack, task, tool
 
 app = typer.Typer(
     name="hyperfactory",
@@ -47,6 +47,7 @@ app.add_typer(context.app, name="context", help="Read and write a crew's shared 
 app.command("pool")(pool.pool)
 app.add_typer(profile.app, name="profile", help="Kinds of agents.")
 app.command("call")(call.call)
+app.command("proxy")(proxy.proxy)
 app.command("connect")(inspect.connect)
 app.command("doctor")(inspect.doctor)
 app.command("check-leaks")(inspect.check_leaks)
