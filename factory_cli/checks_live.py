@@ -15,6 +15,7 @@ from factory_cli.client import CALL_WITHIN_S, connect
 from factory_cli.doctor import Finding, Health
 from factory_cli.failures import CommandFailedError, explain
 from factory_server.core.errors import FactoryError
+from factory_server.core.networks import CREW_NETWORKS
 from factory_server.core.sandbox import DriverInfo, Enforcement
 from factory_server.drivers.namespaces.driver import NamespacesDriver
 from hyperfactory.v1 import factory_service_pb2
@@ -27,8 +28,9 @@ async def sandboxes() -> Sequence[Finding]:
     except FactoryError as error:
         mend = await asyncio.to_thread(_sandbox_mend)
         return [Finding("sandboxes", Health.MISSING, error.message, mend)]
-    weak = [found for found in info.properties if found.enforcement is not Enforcement.ENFORCED]
-    held, tried = len(info.properties) - len(weak), len(info.properties)
+    properties = [found for found in info.properties if found.name != CREW_NETWORKS]
+    weak = [found for found in properties if found.enforcement is not Enforcement.ENFORCED]
+    held, tried = len(properties) - len(weak), len(properties)
     findings = [
         Finding("sandboxes", Health.OK, f"{info.name}, tier {info.tier}: {held} of {tried} properties hold")
     ]

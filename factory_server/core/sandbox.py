@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
+from factory_server.core.networks import Networks
+
 SOCKET_SUFFIX: Final = ".sock"
 HTTP_SUFFIX: Final = ".http"
 
@@ -127,6 +129,10 @@ class Driver(Protocol):
     `Exhausted` (no room), `Invalid`."""
 
     name: str
+
+    @property
+    def networks(self) -> Networks:
+        """What crews have beside their sockets, where this driver has any."""
 
     async def start(self) -> None:
         """Adopt what runs and start what is missing (a zygote, a client); call once before any verb."""

@@ -31,6 +31,7 @@ from factory_server.core.sandbox import (
 )
 from factory_server.drivers import packs
 from factory_server.drivers.exitstream import ExitHub
+from factory_server.drivers.fakenet import FakeNetwork, FakeNetworks
 from factory_server.drivers.namespaces import launcher, wiring
 from factory_server.drivers.namespaces.records import stem
 
@@ -92,6 +93,7 @@ class FakeHost:
     agent: Agent = silent_agent
     instances: dict[str, FakeInstance] = field(default_factory=dict)
     hubs: list[ExitHub] = field(default_factory=list)
+    networks: dict[str, FakeNetwork] = field(default_factory=dict)
     _tasks: asyncio.TaskGroup | None = None
 
     async def boot(self) -> None:
@@ -130,6 +132,8 @@ class FakeHost:
         name = instance.spec.instance
         ended = Exit(name, signal=signal.SIGKILL) if task.cancelled() else Exit(name, code=task.result())
         instance.end = instance.end or ended
+        for network in self.networks.values():
+            network.members.pop(name, None)
         instance.ended.set()
         instance.settled.set()
         for hub in self.hubs:
@@ -160,6 +164,7 @@ class FakeDriver:
         instances_max: int = 10_000,
     ) -> None:
         self.host = host or FakeHost()
+        self.networks = FakeNetworks(self.host.networks, self._live, self._face_weather)
         self._where = launcher.places(state_dir)
         self._weather = weather
         self._instances_max = instances_max
@@ -184,6 +189,7 @@ class FakeDriver:
         """Kill all and remove all files."""
         await self.host.shut_down()
         self.host.instances.clear()
+        self.host.networks.clear()
         await asyncio.to_thread(shutil.rmtree, self._where.sockets, ignore_errors=True)
         for name in ("work", packs.SHOWN, packs.MAKING):
             await asyncio.to_thread(shutil.rmtree, self._where.state / name, ignore_errors=True)

@@ -59,7 +59,8 @@ def remove_everything(files: Files) -> None:
     shutil.rmtree(files.where.sockets, ignore_errors=True)
     for name in ("instances", "logs", packs.SHOWN, packs.MAKING):
         shutil.rmtree(files.where.state / name, ignore_errors=True)
-    (files.where.state / "docker.lock").unlink(missing_ok=True)
+    for name in ("docker.lock", "networks.lock"):
+        (files.where.state / name).unlink(missing_ok=True)
 
 
 class Tenancy:

@@ -22,6 +22,7 @@ from factory_server.drivers.docker.engine import DEFAULT_IMAGE, ConflictError, E
 from factory_server.drivers.docker.host import NAME, Host, factory_id
 from factory_server.drivers.docker.keeping import Keeper
 from factory_server.drivers.docker.making import Maker, Recipe
+from factory_server.drivers.docker.networks import ADDRESS_POOL, DockerNetworks
 from factory_server.drivers.docker.roster import Living, Roster
 from factory_server.drivers.docker.watch import Watch
 from factory_server.drivers.exitstream import ExitHub
@@ -56,6 +57,7 @@ class DockerDriver:
         entry: str = "",
         packages: Iterable[str] = (),
         runtime: str = "",
+        addresses: str = ADDRESS_POOL,
     ) -> None:
         self._exits = ExitHub(self._nothing_to_renew)
         self._host = Host(
@@ -70,11 +72,13 @@ class DockerDriver:
         self._locks = Locks()
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
         self._tasks = asyncio.TaskGroup()
+        self.networks = DockerNetworks(self._host, self._find, pool=addresses)
         self._learning = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
         self._tenancy: directories.Tenancy | None = None
 
     # Life of the driver
+        self._fencing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Meet the engine, adopt what lives, and wipe what does not."""
@@ -83,6 +87,7 @@ class DockerDriver:
         host.info = await host.engine.open()
         arrivals = Arrivals()
         arrivals.watch(host.files.where.sockets / "ctl", self._on_control)
+        await host.in_thread(self.networks.open)
         watch = Watch(
             host.engine.socket, host.factory, on_event=self._keeper.on_event, on_gap=self._keeper.reconcile
         )
@@ -97,6 +102,7 @@ class DockerDriver:
         tenancy = self._tenancy = await host.in_thread(directories.Tenancy, host.files)
         alone = await host.in_thread(tenancy.alone)
         async with self._learning:  # what we wipe here, nobody may be adopting
+        self._fencing = self._tasks.create_task(self.networks.watch(), name="docker-fence")
             found = await self._keeper.reconcile()
             if alone:  # or else what looks half-made may be another process's, which still makes it
                 await self._sweep(found)
@@ -156,8 +162,9 @@ class DockerDriver:
             _, arrivals, watching = self._opened
             self._opened = None
             watching.cancel()
-            if self._sweeping is not None:
-                self._sweeping.cancel()
+            for task in (self._sweeping, self._fencing):
+                if task is not None:
+                    task.cancel()
             await self._tasks.__aexit__(None, None, None)
             arrivals.close()
         if self._tenancy is not None:
@@ -166,6 +173,7 @@ class DockerDriver:
         self._host.roster.clear()
         self._host.engine.close()
         self._host.threads.shutdown(wait=False)
+        self.networks.close()
 
     async def terminate(self) -> None:
         """Destroy every container of this factory and remove all files; for a clean stop."""
@@ -175,6 +183,7 @@ class DockerDriver:
         await self._host.in_thread(directories.remove_everything, self._host.files)
         await self.close()
 
+        await self.networks.remove_all()
     @property
     def _maker(self) -> Maker:
         if self._opened is None:
@@ -205,7 +214,7 @@ class DockerDriver:
             await self._maker.wipe(instance)
             del self._host.births[instance]
         found = findings.properties(self._host.info, report, owns_files=os.geteuid() == 0)
-        return DriverInfo(self.name, Tier.FULL, found)
+        return DriverInfo(self.name, Tier.FULL, (*found, await self.networks.try_out()))
 
     async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
         """Start a container and wait for its control socket, or find it."""

@@ -24,6 +24,7 @@ from factory_server.drivers.namespaces.link import ForkLink
 from factory_server.drivers.namespaces.protocol import Message
 from factory_server.drivers.namespaces.records import stem
 
+from factory_server.drivers.unconnected import NoNetworks
 CALL_MAX_S: Final = 10.0
 DESTROY_MAX_S: Final = 10.0
 PROBE_MAX_S: Final = 10.0
@@ -56,6 +57,7 @@ class NamespacesDriver:
     ) -> None:
         where = launcher.places(state_dir)
         wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s)
+        self.networks = NoNetworks(self.name)
         self._files = Files(where)
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
         self._locks = Locks()
@@ -103,6 +105,7 @@ class NamespacesDriver:
 
     def _on_alive(self, alive: Mapping[str, Message]) -> None:
         """After a gap nobody saw the exits: whoever was there and is not any more has ended."""
+        with contextlib.suppress(OSError):  # the operator's, unless nothing was ever put there
         for instance in self._known.keys() - alive.keys():
             self._exits.push(Exit(instance))
         self._known = dict(alive)
@@ -140,9 +143,8 @@ class NamespacesDriver:
             await self.destroy(instance)
         tier = Tier.ROOTLESS if self._link.rootless else Tier.FULL
         report = json.loads(answer["report"])
-        return DriverInfo(
-            self.name, tier, findings.properties(tier, report, answer["missing"], answer["groups"])
-        )
+        found = findings.properties(tier, report, answer["missing"], answer["groups"])
+        return DriverInfo(self.name, tier, (*found, self.networks.finding))
 
     async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
         """Fork the instance, or find it; its control socket answers."""
