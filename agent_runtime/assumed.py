@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from agent_runtime.bus import Bus
 from agent_runtime.calling import Caller
+from agent_runtime.capabilities import Capabilities
 from agent_runtime.chat import Conversation, Tools, converse
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.limits import (
@@ -29,7 +30,7 @@ from agent_runtime.owner import TaskOwner
 from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
 from agent_runtime.signals import Inbox
 from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
-from agent_runtime.tools.registry import Outcome, Registry, Report, Tool, may_write
+from agent_runtime.tools.registry import Log, Outcome, Registry, Report, Round, Tool, may_write, unheard
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import (
     DeadlineExceeded,
@@ -133,17 +134,43 @@ class AssumedAgent:
                 yield update
 
     async def call_tool(
-        self, name: str, arguments: Mapping[str, Any], timeout_s: float, scopes: frozenset[str]
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        timeout_s: float,
+        scopes: frozenset[str],
+        *,
+        log: Log = unheard,
+        answered: Round | None = None,
     ) -> AsyncGenerator[Progress | Outcome, None]:
         """Yield `Progress` items, then the `Outcome` as the last."""
-        tool = self.parts.registry.require(name, writer=self._writer(scopes))
+        tool = self.require_tool(name, scopes)
 
         async def work(report: Report) -> Any:
-            return await self._call(tool, arguments, timeout_s, report)
+            return await self._call(tool, arguments, timeout_s, report, log, answered)
 
         async with aclosing(self.tool_calls.run(str(uuid.uuid4()), work)) as updates:
             async for update in updates:
                 yield update
+
+    def capabilities_changed(self) -> None:
+        """Tell the factory and all who listen, soon: a condition of the agent's is another."""
+        self.offered.changed()
+
+    @property
+    def offered(self) -> Capabilities:
+        """What the agent offers now."""
+        return self.parts.context.capabilities
+
+    def require_tool(self, name: str, scopes: frozenset[str]) -> Tool:
+        """A tool that a caller may use; `NotFound` or `Denied` otherwise."""
+        return self.parts.registry.require(name, writer=self._writer(scopes))
+
+    async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Let the agent's own code say something that changes nothing."""
+        with self.gate.pass_through():
+            async with asyncio.timeout(TOOL_DEFAULT_S):
+                return await self.parts.caller.call(function, *arguments)
 
     def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
         return self.parts.registry.visible(writer=self._writer(scopes))
@@ -259,10 +286,16 @@ class AssumedAgent:
         return may_write(scopes) and may_write({self.facts.scope})
 
     async def _call(
-        self, tool: Tool, arguments: Mapping[str, Any], timeout_s: float, report: Report
+        self,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        timeout_s: float,
+        report: Report,
+        log: Log = unheard,
+        answered: Round | None = None,
     ) -> Outcome:
         try:
-            return await self.parts.registry.call(tool, arguments, timeout_s, report)
+            return await self.parts.registry.call(tool, arguments, timeout_s, report, log, answered)
         except Exception as error:
             raise self.parts.caller.failure(error) from error
 

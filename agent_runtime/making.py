@@ -11,6 +11,7 @@ from agent_runtime import choosing
 from agent_runtime.assumed import AssumedAgent, Parts
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
+from agent_runtime.capabilities import Capabilities
 from agent_runtime.egress import proxy_env
 from agent_runtime.identity import IdentityHolder
 from agent_runtime.loader import load
@@ -24,7 +25,7 @@ from agent_runtime.roster import Roster
 from agent_runtime.signals import Inbox
 from agent_runtime.structs import to_dict
 from agent_runtime.tools.files import FileTools
-from agent_runtime.tools.registry import Registry
+from agent_runtime.tools.registry import OWN, Registry
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import FieldViolation, Invalid
 from wire.identity import agent_authority, agent_spiffe
@@ -97,6 +98,7 @@ def _context(
         runner=Runner(paths.workspace, {**proxy_env(facts.proxy), **facts.env}),
         log=AgentLogger(logger, fields),
         in_thread=in_thread,
+        capabilities=Capabilities(),
     )
 
 
@@ -121,7 +123,11 @@ def _in_bus(field: str) -> FieldViolation:
 def _registry(code: Agent, context: Context, caller: Caller) -> Registry:
     files = FileTools(context.workspace, context.runner, caller.in_thread)
     code.ctx = context
+    offered = context.capabilities
     try:
-        return Registry([*files.tools(), *code.tools()])
+        offered.tools.replace(OWN, [*files.tools(), *code.tools()])
+        offered.resources.replace(OWN, code.resources())
+        offered.prompts.replace(OWN, code.prompts())
     except Exception as error:
         raise caller.failure(error) from error
+    return offered.tools

@@ -22,5 +22,9 @@ class Paths:
     def service(self) -> Path:
         return self.own / "svc.sock"
 
+    @property
+    def http(self) -> Path:
+        return self.own / "http.sock"
+
     def peer(self, name: str) -> Path:
         return self.peers / f"{name}.sock"

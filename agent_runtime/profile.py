@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from agent_runtime.bus import Bus
+from agent_runtime.capabilities import Capabilities
 from agent_runtime.memory import Memory
+from agent_runtime.offers import Prompt, PromptArgument, Prompted, Resource
 from agent_runtime.peers import Peer, Peers
 from agent_runtime.process import Completed, Runner
 from agent_runtime.roster import Roster
 from agent_runtime.structs import to_struct
-from agent_runtime.tools.registry import Call, Outcome, Report, Tool
+from agent_runtime.tools.registry import Call, Outcome, Report, Round, Tool
 from wire.errors import Refused
 
 __all__ = [
@@ -25,6 +27,11 @@ __all__ = [
     "Context",
     "Facts",
     "Outcome",
+    "Prompt",
+    "PromptArgument",
+    "Prompted",
+    "Resource",
+    "Round",
     "TaskContext",
     "Tool",
     "ToolUse",
@@ -99,6 +106,8 @@ class Context:
     log: logging.LoggerAdapter[logging.Logger]
     # Calls a plain function in one of the agent's few threads: for what would block the event loop.
     in_thread: Callable[..., Awaitable[Any]]
+    # What the agent offers now: code may add and take away while it runs.
+    capabilities: Capabilities
 
     def peer(self, name: str) -> Peer:
         """A crew mate, by name; `NotFound` for one that is not in the roster."""
@@ -150,6 +159,14 @@ class Agent:
 
     def tools(self) -> Sequence[Tool]:
         """Tools beside the built-in ones."""
+        return ()
+
+    def resources(self) -> Sequence[Resource]:
+        """What can be read, by MCP."""
+        return ()
+
+    def prompts(self) -> Sequence[Prompt]:
+        """What users may choose, by MCP."""
         return ()
 
     async def suspend(self) -> bytes:

@@ -1,4 +1,4 @@
-"""One instance: serves its control socket from the start, and after `Assume` its service endpoint."""
+"""One instance: serves its control socket from the start, after `Assume` its service endpoint and HTTP socket."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import grpc.aio
 from agent_runtime import translate
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.egress import Forwarder
+from agent_runtime.http.server import HttpServer
 from agent_runtime.limits import MESSAGE_MAX_BYTES
 from agent_runtime.making import make
 from agent_runtime.paths import Paths
 from agent_runtime.servicer import AgentServicer
 from agent_runtime.signals import Inbox
 from agent_runtime.validation import violations
+from agent_runtime.web import routes
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
 from wire.channels import SERVER_OPTIONS, server_credentials
@@ -51,6 +53,7 @@ class Runtime:
         self._policy = PolicyTable.from_services(SERVICE)
         self._control: grpc.aio.Server | None = None
         self._service: grpc.aio.Server | None = None
+        self._http: HttpServer | None = None
         self._agent: AssumedAgent | None = None
         self._forwarder: Forwarder | None = None
         self._assuming = asyncio.Lock()
@@ -71,11 +74,13 @@ class Runtime:
             for server in (self._control, self._service):
                 if server is not None:
                     group.create_task(server.stop(STOP_GRACE_S))
+            if self._http is not None:
+                group.create_task(self._http.stop())
         if self._agent is not None:
             await self._agent.close()
         if self._forwarder is not None:
             await self._forwarder.close()
-        for socket in (self.paths.control, self.paths.service):
+        for socket in (self.paths.control, self.paths.service, self.paths.http):
             with suppress(FileNotFoundError):
                 socket.unlink()
 
@@ -99,6 +104,7 @@ class Runtime:
                 self._agent = await self._become(request)
             self._health.set(OVERALL, True)
             self._health.set(SERVICE.full_name, True)
+            self._report_of(self._agent)
         facts = self._agent.facts
         log.info(
             "serving",
@@ -117,11 +123,24 @@ class Runtime:
         agent = await make(request, self.paths, self.inbox, proxy)
         try:
             await agent.start(translate.blob(request.state) if request.HasField("state") else None)
-            self._service = await self._serve(agent)
+            http = HttpServer(routes(agent))
+            await http.start(self.paths.http)
         except BaseException:
             await agent.close()
             raise
+        try:
+            self._service = await self._serve(agent)
+        except BaseException:
+            await http.stop()
+            await agent.close()
+            raise
+        self._http = http
         return agent
+
+    def _report_of(self, agent: AssumedAgent) -> None:
+        """Say on the factory's session what the agent offers, now and whenever it is another."""
+        self.inbox.report_by(lambda: translate.report(agent))
+        agent.parts.context.capabilities.tell(self.inbox.report_due)
 
     async def _lead_out(self) -> str:
         """The URL of the proxy for this agent's programs; kept when `Assume` fails, for the next try."""

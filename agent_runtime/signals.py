@@ -1,4 +1,7 @@
-"""The factory's session with an agent: signals in, in order, each handled once; receipts out, in batches."""
+"""The factory's session with an agent: signals in, in order, each handled once; receipts out, in batches.
+
+What the agent offers goes out with them: at the beginning, and with each change.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from wire.errors import DeadlineExceeded, Exhausted, FactoryError, Refused, Stal
 from wire.status import to_status
 
 Handle = Callable[[str, Mapping[str, Any]], Awaitable[None]]
+Report = Callable[[], pb.AgentReport]
 
 
 class Inbox:
@@ -36,6 +40,8 @@ class Inbox:
         self._handling = False
         self._open = asyncio.Event()
         self._open.set()
+        self._report: Report | None = None
+        self._report_due = False
 
     @property
     def busy(self) -> bool:
@@ -98,17 +104,31 @@ class Inbox:
         self._outbox.append(receipt)
         self._news.set()
 
+    def report_by(self, report: Report) -> None:
+        """From now on say what the agent offers: at once, at the beginning of each session, when it is due."""
+        self._report = report
+        self.report_due()
+
+    def report_due(self) -> None:
+        """What the agent offers is another."""
+        self._report_due = True
+        self._news.set()
+
     def supersede(self) -> int:
         """Begin a session, which ends the one before it."""
         self._session += 1
+        self._report_due = True
         self._news.set()
         return self._session
 
     async def batches(self, session: int, ended: asyncio.Event) -> AsyncGenerator[pb.DeliverResponse, None]:
-        """Receipts as they come, until the session ends or a newer one stands."""
+        """Receipts and reports as they come, until the session ends or a newer one stands."""
         while True:
             if session != self._session:
                 raise Stale("a newer session with the agent stands")
+            if self._report_due and self._report is not None:
+                self._report_due = False
+                yield pb.DeliverResponse(report=self._report())
             while self._outbox and session == self._session:
                 count = min(len(self._outbox), RECEIPTS_BATCH_MAX)
                 yield pb.DeliverResponse(receipts=[self._outbox.popleft() for _ in range(count)])

@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct
 from agent_runtime import __version__
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.chat import Conversation
-from agent_runtime.limits import RESULT_MAX_BYTES
+from agent_runtime.limits import REPORT_MAX_BYTES, RESULT_MAX_BYTES
 from agent_runtime.memory import Blob
 from agent_runtime.models import Offer, Options
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
@@ -18,8 +18,16 @@ from agent_runtime.structs import to_dict, to_struct
 from agent_runtime.tasks import Progress, Result
 from agent_runtime.tools.registry import Outcome, Tool
 from hyperfactory.v1 import agent_service_pb2 as pb
+from hyperfactory.v1 import types_pb2
 from wire.errors import AgentCodeFailed, Exhausted, FactoryError
 from wire.status import to_status
+
+TOO_MANY_TOOLS = types_pb2.Condition(
+    type="ToolsListed",
+    status=types_pb2.CONDITION_STATUS_FALSE,
+    reason="TooMany",
+    message="the agent offers more tools than a report holds; some are not listed",
+)
 
 
 def description(agent: AssumedAgent, scopes: frozenset[str]) -> pb.AgentDescription:
@@ -39,7 +47,27 @@ def tool(found: Tool) -> pb.Tool:
         description=found.description,
         input_schema=to_struct(found.input_schema),
         read_only=found.read_only,
+        title=found.title,
+        output_schema=None if found.output_schema is None else to_struct(found.output_schema),
+        destructive=found.destructive,
+        idempotent=found.idempotent,
+        open_world=found.open_world,
     )
+
+
+def report(agent: AssumedAgent) -> pb.AgentReport:
+    """What the agent offers to whom it may concern: each scope's share is for the factory to cut."""
+    offered = agent.parts.context.capabilities
+    said = pb.AgentReport(revision=offered.revision, conditions=offered.conditions())
+    left_bytes = REPORT_MAX_BYTES
+    for found in offered.tools:
+        shown = tool(found)
+        left_bytes -= shown.ByteSize()
+        if left_bytes < 0:
+            said.conditions.append(TOO_MANY_TOOLS)
+            break
+        said.tools.append(shown)
+    return said
 
 
 def progress(step: Progress) -> pb.TaskProgress:
@@ -64,6 +92,8 @@ def _task_result(result: Result) -> pb.TaskResult:
 def tool_update(update: Progress | Outcome) -> pb.CallToolResponse:
     if isinstance(update, Progress):
         return pb.CallToolResponse(progress=progress(update))
+    if update.asks or update.state:
+        update = Outcome("the tool asks its caller for more, which can be answered by MCP only", is_error=True)
     return pb.CallToolResponse(
         result=pb.ToolResult(
             text=update.text,

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agent_runtime.limits import TASK_MAX_S
 from agent_runtime.tools.schema import check_schema, problems
-from wire.errors import Denied, Invalid, NotFound
+from wire.errors import AlreadyExists, Denied, Invalid, NotFound
 
 NAME_RE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CALL_TOOL: Final = "/hyperfactory.v1.AgentService/CallTool"
 # Scopes that may change things; every other scope sees read-only tools alone.
 WRITERS: Final = frozenset({"admin", "coder"})
+# The built-in tools and those of the profile's own code.
+OWN: Final = "own"
 
 Report = Callable[[float, str, Mapping[str, Any]], Awaitable[None]]
+Log = Callable[[str, Any], None]
+"""Level and data of a message to whoever called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a tool answered; `is_error` means that the caller can mend it."""
+    """What a tool answered; `is_error` means that the caller can mend it.
+
+    `content` holds MCP's blocks where an answer is more than text. `asks` are requests to the caller
+    (`elicitation/create` and the like), by a name of the tool's own: it is called again with their answers
+    and with `state`.
+    """
 
     text: str
     structured: Mapping[str, Any] = field(default_factory=dict)
     is_error: bool = False
+    content: Sequence[Mapping[str, Any]] = ()
+    asks: Mapping[str, Any] = field(default_factory=dict)
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the caller says beside the arguments: what it can be asked, and what it answered last time."""
+
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    state: str = ""
+
+
+def unheard(_level: str, _data: Any) -> None:
+    """A log message that nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +61,8 @@ class Call:
     arguments: Mapping[str, Any]
     timeout_s: float
     report: Report
+    log: Log = unheard
+    round: Round = field(default_factory=Round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +74,62 @@ class Tool:
     input_schema: Mapping[str, Any]
     handler: Callable[[Call], Awaitable[Outcome]]
     read_only: bool = False
+    title: str = ""
+    output_schema: Mapping[str, Any] | None = None
+    destructive: bool | None = None
+    idempotent: bool | None = None
+    open_world: bool | None = None
+    foreign: bool = False
+    """A server of its own stands behind it, which checks the arguments against whatever its schema says."""
 
     def __post_init__(self) -> None:
         if not NAME_RE.fullmatch(self.name):
             raise ValueError(f"cannot offer a tool named '{self.name}'")
-        check_schema(self.input_schema)
+        if not self.foreign:
+            check_schema(self.input_schema)
 
 
 def may_write(scopes: Iterable[str]) -> bool:
     return not WRITERS.isdisjoint(scopes)
 
 
-class Registry:
-    """Tools by name."""
+def _nobody() -> None:
+    return
 
-    def __init__(self, tools: Iterable[Tool]) -> None:
+
+class Registry:
+    """Tools by name, from several sources; `changed` is called when they are other ones than before."""
+
+    def __init__(self, tools: Iterable[Tool] = (), changed: Callable[[], None] = _nobody) -> None:
+        self._sources: dict[str, list[Tool]] = {}
         self._tools: dict[str, Tool] = {}
+        self._changed = _nobody
+        self.replace(OWN, tools)
+        self._changed = changed
+
+    def replace(self, source: str, tools: Iterable[Tool]) -> None:
+        """Offer exactly these of a source; none: the source is gone. `AlreadyExists` for another's name, and
+        then nothing changes."""
+        others = {tool.name: tool for name, kept in self._sources.items() if name != source for tool in kept}
+        fresh: dict[str, Tool] = {}
         for tool in tools:
-            if tool.name in self._tools:
-                raise ValueError(f"cannot offer two tools named '{tool.name}'")
-            self._tools[tool.name] = tool
+            if tool.name in others or tool.name in fresh:
+                message = f"cannot offer two tools named '{tool.name}'"
+                raise AlreadyExists(message, metadata={"name": tool.name})
+            fresh[tool.name] = tool
+        if list(fresh.values()) == self._sources.get(source, []):
+            return
+        self._sources[source] = list(fresh.values())
+        self._tools = dict(sorted((others | fresh).items()))
+        self._changed()
+
+    def __iter__(self) -> Iterator[Tool]:
+        """By name."""
+        return iter(self._tools.values())
 
     def visible(self, *, writer: bool) -> list[Tool]:
         """What a caller may use, by name."""
-        return [tool for _, tool in sorted(self._tools.items()) if writer or tool.read_only]
+        return [tool for tool in self._tools.values() if writer or tool.read_only]
 
     def require(self, name: str, *, writer: bool) -> Tool:
         """The tool of this name; `NotFound` without one, `Denied` beyond the scope."""
@@ -86,15 +145,21 @@ class Registry:
         return tool
 
     async def call(
-        self, tool: Tool, arguments: Mapping[str, Any], timeout_s: float, report: Report
+        self,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        timeout_s: float,
+        report: Report,
+        log: Log = unheard,
+        answered: Round | None = None,
     ) -> Outcome:
         """Check the arguments and run the tool; what the caller can mend comes back as an error outcome."""
-        if wrong := list(problems(tool.input_schema, arguments)):
+        if not tool.foreign and (wrong := list(problems(tool.input_schema, arguments))):
             return Outcome("; ".join(wrong[:8]), {"problems": wrong[:8]}, is_error=True)
         timeout_s = min(timeout_s, TASK_MAX_S)
         try:
             async with asyncio.timeout(timeout_s):
-                return await tool.handler(Call(arguments, timeout_s, report))
+                return await tool.handler(Call(arguments, timeout_s, report, log, answered or Round()))
         except TimeoutError:
             return Outcome(f"tool '{tool.name}' did not end within {timeout_s:g} s", is_error=True)
         except Invalid as error:

@@ -9,10 +9,12 @@ import grpc
 import grpc.aio
 import pytest
 
+from agent_runtime.tools.registry import Call, Outcome, Tool
 from hyperfactory.v1 import agent_service_pb2 as pb
-from hyperfactory.v1 import events_pb2
+from hyperfactory.v1 import events_pb2, types_pb2
 from tests.integration.agent_runtime.agents import Blocking
 from tests.integration.agent_runtime.parts import Instance, World, reason_of, until
+from wire.errors import AlreadyExists
 
 AGENTS = "tests.integration.agent_runtime.agents"
 ACKED, REJECTED = events_pb2.RECEIPT_STAGE_ACKED, events_pb2.RECEIPT_STAGE_REJECTED
@@ -21,6 +23,7 @@ ACKED, REJECTED = events_pb2.RECEIPT_STAGE_ACKED, events_pb2.RECEIPT_STAGE_REJEC
 async def attach(instance: Instance) -> Any:
     session = instance.stub.Deliver()
     assert (await session.read()).attached
+    assert (await session.read()).report.tools
     return session
 
 
@@ -80,7 +83,8 @@ async def test_a_rejection_says_why_and_a_defect_says_whose(world: World) -> Non
 
 async def test_a_signal_before_assume_is_rejected_and_can_be_sent_again(world: World) -> None:
     instance = await world.instance()
-    session = await attach(instance)
+    session = instance.stub.Deliver()
+    assert (await session.read()).attached
     await session.write(signal("b1"))
     assert (await receipts(session, 1))[0].stage == REJECTED
     await instance.stub.Assume(await world.request("solo"), timeout=10)
@@ -192,7 +196,8 @@ async def test_keys_that_came_with_a_renewal_verify_new_tokens(world: World) -> 
 async def test_a_malformed_item_ends_the_session_with_its_reason(world: World) -> None:
     instance, _ = await recorder(world)
     session = instance.channel.stream_stream("/hyperfactory.v1.AgentService/Deliver")()
-    await session.read()
+    for _ in ("attached", "report"):
+        await session.read()
     await session.write(b"\xff\xff\xff")
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await session.read()
@@ -204,3 +209,40 @@ async def test_a_malformed_item_ends_the_session_with_its_reason(world: World) -
     await again.write(signal("b1"))
     assert len(await receipts(again, 1)) == 1
     again.cancel()
+
+
+async def test_a_session_begins_with_what_the_agent_offers_and_hears_of_each_change(world: World) -> None:
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    capabilities = instance.runtime.agent().offered
+
+    async def never(_call: Call) -> Outcome:
+        return Outcome("")
+
+    def named(*names: str) -> list[Tool]:
+        return [Tool(name, "", {"type": "object"}, never, read_only=True, title="T") for name in names]
+
+    for number in range(20):  # a burst is told once
+        capabilities.tools.replace("skill/x", named(f"t{number}"))
+    first = (await session.read()).report
+    assert [tool.name for tool in first.tools if tool.title] == ["t19"]
+    condition = types_pb2.Condition(type="McpServer/x", reason="Crashed")
+    capabilities.add_conditions(lambda: [condition])
+    instance.runtime.agent().capabilities_changed()
+    second = (await session.read()).report
+    assert list(second.conditions) == [condition]
+    assert second.revision > first.revision
+    capabilities.tools.replace("skill/x", named("t19"))  # others under the same name, the lists are equal
+    capabilities.tools.replace("skill/x", ())
+    third = (await session.read()).report
+    assert not [tool for tool in third.tools if tool.title]
+    session.cancel()
+
+
+async def test_a_source_cannot_take_the_name_of_anothers_tool(world: World) -> None:
+    instance, _ = await recorder(world)
+    tools = instance.runtime.agent().offered.tools
+    before = list(tools)
+    with pytest.raises(AlreadyExists):
+        tools.replace("skill/x", [tools.require("read_file", writer=False)])
+    assert list(tools) == before

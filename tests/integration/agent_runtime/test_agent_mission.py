@@ -121,6 +121,7 @@ async def test_mission_start_is_acknowledged_by_all(bussed: World) -> None:
     planner = await bussed.agent("planner2", group="planner", spec=entry("planner"))
     session = planner.stub.Deliver()
     assert (await session.read()).attached
+    assert (await session.read()).report.tools
     await session.write(
         pb.DeliverRequest(
             signal=pb.SignalDelivery(broadcast="b1", signal="MISSION_START", actor="operator/ada")

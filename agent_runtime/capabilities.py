@@ -1,0 +1,66 @@
+"""What an agent offers now, from all its sources, and who is told when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from agent_runtime.offers import Prompt, Resource, Shelf
+from agent_runtime.tools.registry import Registry, Tool
+from hyperfactory.v1 import types_pb2
+
+# Changes that come in a burst, as when a server starts, are told once. A reader may have to see one in 100 ms.
+COALESCE_S: Final = 0.01
+
+Conditions = Callable[[], Sequence[types_pb2.Condition]]
+Told = Callable[[], None]
+Updated = Callable[[str], None]
+
+
+class Capabilities:
+    """Tools, resources and prompts by source, and conditions of what stands behind them."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self.tools = Registry(tools, self.changed)
+        self.resources: Shelf[Resource] = Shelf("resource", lambda one: one.uri, self.changed)
+        self.prompts: Shelf[Prompt] = Shelf("prompt", lambda one: one.name, self.changed)
+        self.revision = 0
+        """Rises when what is told differs from before."""
+        self._conditions: list[Conditions] = []
+        self._told: set[Told] = set()
+        self._updated: set[Updated] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add_conditions(self, source: Conditions) -> None:
+        """Ask this, too, how things are."""
+        self._conditions.append(source)
+
+    def conditions(self) -> list[types_pb2.Condition]:
+        return [condition for source in self._conditions for condition in source()]
+
+    def tell(self, told: Told) -> Callable[[], None]:
+        """Call this soon after each change; call what is returned to have it stopped."""
+        self._told.add(told)
+        return lambda: self._told.discard(told)
+
+    def tell_updates(self, updated: Updated) -> Callable[[], None]:
+        """Call this with the URI of each resource whose content is another."""
+        self._updated.add(updated)
+        return lambda: self._updated.discard(updated)
+
+    def updated(self, uri: str) -> None:
+        """The content of a resource is another."""
+        for updated in list(self._updated):
+            updated(uri)
+
+    def changed(self) -> None:
+        """Something is another: a tool, a resource, a prompt, or a condition."""
+        self.revision += 1
+        if self._timer is None and self._told:
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        for told in list(self._told):
+            told()
