@@ -28,6 +28,7 @@ from agent_runtime.memory import Blob, State, pack, unpack
 from agent_runtime.models import Model, Offer
 from agent_runtime.owner import TaskOwner
 from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
+from agent_runtime.servers.servers import Servers
 from agent_runtime.signals import Inbox
 from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
 from agent_runtime.tools.registry import Log, Outcome, Registry, Report, Round, Tool, may_write, unheard
@@ -55,6 +56,7 @@ class Parts:
     identity: IdentityHolder
     registry: Registry
     model: Model
+    servers: Servers
     tool_rounds_max: int = CHAT_TOOL_ROUNDS_DEFAULT
 
 
@@ -87,11 +89,13 @@ class AssumedAgent:
         except TimeoutError as error:
             raise code_failed("cannot start the agent", error) from error
         self._owner.spawn(self.inbox.work(self._on_signal), "signals")
+        parts.servers.start()  # in the background: a slow one delays nothing but its own tools
 
     async def close(self) -> None:
         await self._owner.close()
         await self.tasks.close()
         await self.tool_calls.close()
+        await self.parts.servers.stop(hurry=True)
         await self.parts.context.peers.close()
         self.parts.bus.close()
         self.parts.caller.close()
@@ -217,6 +221,7 @@ class AssumedAgent:
         if mine != self._suspension:
             raise Refused("cannot suspend: it was taken back meanwhile", metadata={"state": "READY"})
         self._suspended = blob
+        await self.parts.servers.stop()  # before the blob leaves: from here on the workspace does not change
         self._owner.spawn(self._wake_up_alone(mine), "suspended")
         return blob
 
@@ -238,6 +243,7 @@ class AssumedAgent:
         abandoned = await self.gate.wait_empty(grace_s)
         await self.tasks.close()
         await self.tool_calls.close()
+        await self.parts.servers.stop()
         return abandoned
 
     def _refuse_while_busy(self, verb: str) -> None:
@@ -267,6 +273,7 @@ class AssumedAgent:
     def _take_work(self) -> None:
         self.inbox.release()
         if not self._draining:
+            self.parts.servers.start()
             self.gate.reopen()
 
     async def _wake_up_alone(self, suspension: int) -> None:

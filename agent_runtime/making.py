@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from agent_runtime import choosing
+from agent_runtime import choosing, software
 from agent_runtime.assumed import AssumedAgent, Parts
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
@@ -22,6 +22,8 @@ from agent_runtime.peers import Peers
 from agent_runtime.process import Runner
 from agent_runtime.profile import Agent, Context, Facts
 from agent_runtime.roster import Roster
+from agent_runtime.servers.servers import Servers
+from agent_runtime.servers.spec import spec_of
 from agent_runtime.signals import Inbox
 from agent_runtime.structs import to_dict
 from agent_runtime.tools.files import FileTools
@@ -45,11 +47,13 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str
         code = await load(request.spec.entry_point, caller.in_thread)
         context = _context(request, facts, paths, identity, caller.in_thread)
         registry = _registry(code, context, caller)
+        servers = _servers(request, context)
     except BaseException:
         caller.close()
         raise
     rounds = choosing.tool_rounds_max(request.spec.model)
-    return AssumedAgent(Parts(context, code, caller, context.bus, identity, registry, model, rounds), inbox)
+    parts = Parts(context, code, caller, context.bus, identity, registry, model, servers, rounds)
+    return AssumedAgent(parts, inbox)
 
 
 def _facts(request: pb.AssumeRequest, proxy: str) -> Facts:
@@ -118,6 +122,16 @@ def _access(request: pb.AssumeRequest, facts: Facts, paths: Paths) -> Access:
 
 def _in_bus(field: str) -> FieldViolation:
     return FieldViolation(f"bus.{field}", "must be a file name")
+
+
+def _servers(request: pb.AssumeRequest, context: Context) -> Servers:
+    """Those of the profile, not started yet; what they will offer, and how they are, is the agent's."""
+    offered, facts = context.capabilities, context.facts
+    base = {**software.environment(context.workspace), **proxy_env(facts.proxy), **facts.env}
+    specs = [spec_of(server, base, request.secrets) for server in request.spec.mcp_servers]
+    servers = Servers(specs, context.workspace, offered.tools.replace, offered.changed)
+    offered.add_conditions(servers.conditions)
+    return servers
 
 
 def _registry(code: Agent, context: Context, caller: Caller) -> Registry:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent_runtime import software
 from agent_runtime.limits import (
     FILE_MAX_BYTES,
     OPEN_FILES_MAX,
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 PIPES_MAX_S: Final = 1.0
 MEMORY_DEFAULT_BYTES: Final = 256 * 1024 * 1024
 WRITTEN_MAX_BYTES: Final = 64 * FILE_MAX_BYTES
-# Of our own environment only these reach a program: the rest may carry secrets.
-INHERITED: Final = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +89,12 @@ class Runner:
             raise
 
     async def _start(self, argv: Sequence[str], cwd: Path, output_max_bytes: int) -> _Running:
-        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
             return await asyncio.get_running_loop().subprocess_exec(
                 lambda: _Program(output_max_bytes),
                 *argv,
                 cwd=cwd,
-                env={**inherited, "HOME": str(self._workspace), **self._env},
+                env={**software.environment(self._workspace), **self._env},
                 start_new_session=True,
             )
         except BlockingIOError as error:

@@ -20,6 +20,7 @@ from wire.mcp.names import public_name
 log = logging.getLogger(__name__)
 
 DESCRIPTION_MAX_CHARS: Final = 8192
+TITLE_MAX_CHARS: Final = 256
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 Object = Mapping[str, Any]
@@ -54,10 +55,11 @@ def _remark(unfit: Sequence[str], absent: Sequence[str]) -> str:
 def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | None:
     """One tool; None where its schema is none, or too large to be passed around."""
     schema = item.get("inputSchema")
-    if not isinstance(schema, dict) or len(json.dumps(schema)) > SERVER_SCHEMA_MAX_BYTES:
+    if not isinstance(schema, dict) or not _fits(schema):
         return None
     hints = item.get("annotations")
     hints = hints if isinstance(hints, dict) else {}
+    output = item.get("outputSchema")
     caller = _Caller(spec, session, own)
     try:
         return Tool(
@@ -66,10 +68,25 @@ def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | 
             schema,
             caller.call,
             read_only=own in spec.read_only or hints.get("readOnlyHint") is True,
+            title=str(item.get("title") or hints.get("title") or "")[:TITLE_MAX_CHARS],
+            output_schema=output if isinstance(output, dict) and _fits(output) else None,
+            destructive=_flag(hints, "destructiveHint"),
+            idempotent=_flag(hints, "idempotentHint"),
+            open_world=_flag(hints, "openWorldHint"),
+            foreign=True,
         )
     except ValueError as error:
         log.info("cannot offer a tool", extra={"server": spec.name, "tool": own, "error": str(error)})
         return None
+
+
+def _fits(schema: Object) -> bool:
+    return len(json.dumps(schema)) <= SERVER_SCHEMA_MAX_BYTES
+
+
+def _flag(hints: Object, name: str) -> bool | None:
+    value = hints.get(name)
+    return value if isinstance(value, bool) else None
 
 
 class _Caller:
@@ -85,7 +102,7 @@ class _Caller:
             await call.report(_fraction(step), str(step.get("message") or ""), {})
 
         try:
-            result = await self._session.call_tool(self._own, call.arguments, on_progress)
+            result = await self._session.call_tool(self._own, call.arguments, call.round, on_progress)
         except Answered as refusal:
             # Not an error of the call: a model can mend what the server says is wrong.
             return Outcome(refusal.message, {"code": refusal.code}, is_error=True)
@@ -104,13 +121,16 @@ def _fraction(step: Object) -> float:
 
 def _outcome(result: Object) -> Outcome:
     if result.get("resultType") == "input_required":
-        return Outcome("the tool asks its caller for more, which is not passed on", is_error=True)
+        asks = result.get("inputRequests")
+        return Outcome(
+            "", asks=asks if isinstance(asks, dict) else {}, state=str(result.get("requestState") or "")
+        )
     content = [block for block in result.get("content") or () if isinstance(block, dict)]
     structured = result.get("structuredContent")
     text = "\n".join(_text(block) for block in content)
     if structured is not None and not isinstance(structured, dict):
         structured = {"result": structured}
-    return Outcome(text, structured or {}, is_error=result.get("isError") is True)
+    return Outcome(text, structured or {}, result.get("isError") is True, content)
 
 
 def _text(block: Object) -> str:

@@ -21,6 +21,7 @@ from agent_runtime.servers.spec import ServerSpec
 from agent_runtime.servers.stdio import Stdio
 from agent_runtime.servers.words import Words, conceal
 from agent_runtime.tools.registry import Tool
+from wire.errors import AlreadyExists
 from wire.mcp.revisions import ACKNOWLEDGED, TOOLS_CHANGED
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Server:
         self._workspace = workspace
         self._offer = offer
         self._changed = changed
-        self._pauses = Pauses()
+        self._alone = asyncio.Lock()
         self._run: _Run | None = None
         self.hurry = False
         """Its end need not be gentle: the sandbox goes with it."""
@@ -69,20 +70,20 @@ class Server:
 
     async def keep(self) -> None:
         """Serve until cancelled."""
-        self.hurry = False
-        self._tell(STARTING, "")
-        while True:
-            began_s = time.monotonic()
+        async with self._alone:  # who was stopped may still be on its way out
+            self.hurry = False
+            self._tell(STARTING, "")
+            pauses = Pauses()
             try:
-                await self._serve()
-            except Down as down:
-                self._tell(down.reason, down.message)
-            await asyncio.sleep(self._pauses.after(time.monotonic() - began_s))
-
-    def stopped(self) -> None:
-        """It is meant not to run now."""
-        self._pauses = Pauses()
-        self._tell(STOPPED, "")
+                while True:
+                    began_s = time.monotonic()
+                    try:
+                        await self._serve()
+                    except Down as down:
+                        self._tell(down.reason, down.message)
+                    await asyncio.sleep(pauses.after(time.monotonic() - began_s))
+            finally:
+                self._tell(STOPPED, "")
 
     async def _serve(self) -> None:
         """Start and serve until the server ends; always raises."""
@@ -120,7 +121,10 @@ class Server:
         self._show(tools, remark)
 
     def _show(self, tools: Sequence[Tool], remark: str) -> None:
-        self._offer(self.spec.condition, tools)
+        try:
+            self._offer(self.spec.condition, tools)
+        except AlreadyExists as error:
+            raise Down("NameTaken", error.message) from error
         self._tell(SERVING, remark)
 
     def _tell(self, reason: str, message: str) -> None:
@@ -151,7 +155,7 @@ class _Run:
     async def start(self, workspace: Path) -> None:
         await self.stdio.start(self._spec.argv, workspace, self._spec.env)
         self._session = await open_session(self._peer)
-        if self._session.listens:
+        if self._session.stateless:
             self._listener.spawn(self._listen(self._session), f"{self._spec.name} listens")
 
     async def tools(self) -> tuple[list[Tool], str]:

@@ -39,8 +39,6 @@ class Servers:
         for server in self._servers:
             server.hurry = hurry
         await owner.close()
-        for server in self._servers:
-            server.stopped()
 
     def conditions(self) -> Sequence[types_pb2.Condition]:
         return [server.condition.to_message() for server in self._servers]

@@ -9,6 +9,7 @@ from agent_runtime import __version__
 from agent_runtime.servers.condition import Down
 from agent_runtime.servers.limits import SERVER_PAGES_MAX, SERVER_TOOLS_MAX
 from agent_runtime.servers.peer import Answered, Peer
+from agent_runtime.tools.registry import Round
 from wire.mcp import revisions
 
 # As a client of one machine's programs we speak with older ones, too, than we serve ourselves.
@@ -19,13 +20,13 @@ Object = Mapping[str, Any]
 
 
 class Session:
-    """A server that has answered. `listens` tells whether changes of its tools have to be asked for."""
+    """A server that has answered. `stateless` ones have to be asked for changes of their tools."""
 
     def __init__(self, peer: Peer, revision: str, meta: Object) -> None:
         self._peer = peer
         self._meta = meta
         self.revision = revision
-        self.listens = revision == revisions.STATELESS
+        self.stateless = revision == revisions.STATELESS
 
     async def list_tools(self) -> list[dict[str, Any]]:
         """Every tool, page by page. `Down` where the list has no end."""
@@ -43,19 +44,28 @@ class Session:
         raise Down("TooManyTools", f"the server's list of tools has no end within {SERVER_TOOLS_MAX} tools")
 
     async def call_tool(
-        self, name: str, arguments: Object, on_progress: Callable[[Object], Awaitable[None]]
+        self, name: str, arguments: Object, round: Round, on_progress: Callable[[Object], Awaitable[None]]
     ) -> dict[str, Any]:
-        return await self._request(
-            "tools/call", {"name": name, "arguments": dict(arguments)}, on_progress=on_progress
-        )
+        """Call a tool. A stateless server is told what the caller can be asked, and what it has answered."""
+        params: dict[str, Any] = {"name": name, "arguments": dict(arguments)}
+        meta: dict[str, Any] = {}
+        if self.stateless:
+            meta[revisions.META_CLIENT_CAPABILITIES] = dict(round.capabilities)
+            if round.answers:
+                params["inputResponses"] = dict(round.answers)
+            if round.state:
+                params["requestState"] = round.state
+        return await self._request("tools/call", params, meta, on_progress=on_progress)
 
     async def listen(self) -> None:
         """Ask for notices of change; returns when the server will send none any more."""
         await self._request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
 
-    async def _request(self, method: str, params: dict[str, Any], **options: Any) -> dict[str, Any]:
+    async def _request(
+        self, method: str, params: dict[str, Any], meta: Object | None = None, **options: Any
+    ) -> dict[str, Any]:
         if self._meta:
-            params["_meta"] = dict(self._meta)
+            params["_meta"] = {**self._meta, **(meta or {})}
         return _object(await self._peer.request(method, params, **options), method)
 
 

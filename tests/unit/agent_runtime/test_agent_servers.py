@@ -250,6 +250,19 @@ async def test_stopping_ends_a_stubborn_server_and_starting_brings_it_back(bench
     await bench.until("Serving")
 
 
+async def test_a_start_in_the_midst_of_a_stop_waits_for_its_end(bench: Bench) -> None:
+    bench.run("stubborn")
+    await bench.until("Serving")
+    pid = bench.servers.pids()["small"]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(bench.servers.stop())
+        await asyncio.sleep(0)
+        bench.servers.start()
+    assert not _alive(pid)
+    await bench.until("Serving")
+    assert bench.seen[-3:] == ["Stopped", "Starting", "Serving"]
+
+
 async def test_results_of_a_mebibyte_come_whole(bench: Bench) -> None:
     bench.run()
     await bench.until("Serving")
