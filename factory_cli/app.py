@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from factory_cli import session
-from factory_cli.commands import agent, call, context, crew, inspect, pool, profile, proxy, stack, task, tool
+from factory_cli.commands import (
+    agent,
+    call,
+    context,
+    crew,
+    inspect,
+    pool,
+    profile,
+    proxy,
+    secret,
+    stack,
+    task,
+    tool,
+)
 
 app = typer.Typer(
     name="hyperfactory",
@@ -46,6 +59,9 @@ app.add_typer(tool.app, name="tool", help="The tools of all agents: list, watch 
 app.add_typer(context.app, name="context", help="Read and write a crew's shared context.")
 app.command("pool")(pool.pool)
 app.add_typer(profile.app, name="profile", help="Kinds of agents.")
+app.add_typer(
+    secret.app, name="secret", help="What profiles refer to by name: keys of models and of MCP servers."
+)
 app.command("call")(call.call)
 app.command("proxy")(proxy.proxy)
 app.command("connect")(inspect.connect)

@@ -26,6 +26,7 @@ class Narrator:
             "task": _task,
             "context": _context,
             "tools": _tools,
+            "condition": _condition,
         }
 
     def tell(self, event: events_pb2.Event) -> str:
@@ -90,6 +91,12 @@ def _tools(event: events_pb2.Event) -> str:
     change = event.tools
     names = [f"+{name}" for name in change.added] + [f"-{name}" for name in change.removed]
     return f"offers {change.count} tools {_short(' '.join(names))}"
+
+
+def _condition(event: events_pb2.Event) -> str:
+    condition = event.condition
+    why = f"{condition.reason} {_short(condition.message)}".strip()
+    return f"{condition.type} {enum_name(condition, 'status')} ({why})"
 
 
 def _short(text: str) -> str:

@@ -21,10 +21,12 @@ from factory_server import config
 from factory_server.api.crews import CrewServicer, CrewUses
 from factory_server.api.encode import Encoder
 from factory_server.api.factory import FactoryFacts, FactoryServicer
-from factory_server.api.http import chat
+from factory_server.api.http import chat, mcp
 from factory_server.api.http.app import HttpFace
 from factory_server.api.http.build import build_face
 from factory_server.api.http.listener import Listener
+from factory_server.api.http.mcp import McpUses
+from factory_server.api.http.relay import Relay
 from factory_server.api.profiles import ProfileServicer
 from factory_server.api.registry import RegistryUses
 from factory_server.api.server import Servicers, build_guard, build_server
@@ -42,6 +44,7 @@ from factory_server.identity.agents import AgentIdentities
 from factory_server.identity.ca import PART_TTL_S, CertificateAuthority
 from factory_server.identity.directory import IdentityDirectory
 from factory_server.identity.mint import TokenMint
+from factory_server.identity.secretfiles import SecretFiles
 from factory_server.services import profiles
 from factory_server.services.audit import AuditLog
 from factory_server.services.broadcast import Broadcasts
@@ -59,6 +62,7 @@ from factory_server.services.tools import ToolRegistry
 from factory_server.services.watch import Feed
 from factory_server.store import PostgresStore
 from factory_server.store.pool import Changed
+from factory_server.upstream import Upstreams
 from wire.channels import server_credentials
 from wire.health import HealthServicer
 from wire.identity import Identity, part_spiffe
@@ -130,6 +134,7 @@ class Factory:
         self.registry = RegistryFeed(parts)
         self.tools = ToolRegistry(parts, self.sessions, self.registry)
         self.reach = Reach(parts, self.registry)
+        self.upstreams = Upstreams()
         self.audit = AuditLog(parts)
         self.doorbells = Doorbells(parts, self.reconciler)
         self.renewal = Renewal(parts, self.sessions, self.registry)
@@ -160,7 +165,7 @@ class Factory:
     async def serve(self) -> Serving:
         """What answers calls, listening."""
         codec = CursorCodec(await self.parts.store.secret("cursors"))
-        encoder = Encoder(self.settings.gateway)
+        encoder = Encoder(self.settings.gateway, self.tools.conditions)
         probe = await self.parts.driver.probe()
         facts = FactoryFacts(
             _version(), self.settings.gateway, probe, self.who.mint, self.who.certify_gateway
@@ -189,6 +194,7 @@ class Factory:
         server.add_secure_port(self.settings.listen, server_credentials(self._identity()))
         await server.start()
         face = build_face(guard.guards, servicers, self.draining, self.who.mint.jwks)
+        mcp.add_routes(face, self.mcp_uses(codec))
         chat.add_routes(face, Chats(self.parts, self.sessions, self.reach), self.registry.names)
         return Serving(server, await self._listen(face))
 
@@ -196,6 +202,11 @@ class Factory:
         """What stands behind ToolService and the MCP endpoints."""
         calls = ToolCalls(self.parts, self.sessions, self.tools, self.reach)
         return ToolUses(self.tools, calls, codec, self.draining)
+
+    def mcp_uses(self, codec: CursorCodec) -> McpUses:
+        """What stands behind MCP over HTTP."""
+        relay = Relay(self.reach, self.upstreams)
+        return McpUses(self.parts, self.registry, self.tools, relay, codec, self.draining)
 
     async def _listen(self, face: HttpFace) -> Listener | None:
         if not self.settings.http_listen:
@@ -231,7 +242,17 @@ async def open_parts(
         identities = AgentIdentities(who.ca, who.mint)
         try:
             doorsteps = str(places(settings.home / "sandboxes").sockets / "doorsteps")
-            parts = Parts(store, bus, driver, identities, GrpcLine, owner, egress=egress, doorsteps=doorsteps)
+            parts = Parts(
+                store,
+                bus,
+                driver,
+                identities,
+                GrpcLine,
+                owner,
+                egress=egress,
+                secrets=SecretFiles(settings.home),
+                doorsteps=doorsteps,
+            )
             yield parts, store
         finally:
             await bus.close()
@@ -278,6 +299,7 @@ async def run(settings: config.Config) -> None:
             factory.health.set_all(False)
             factory.draining.set()
             await serving.stop()
+            factory.upstreams.close()
             await egress.shut()
             for lane in lanes:
                 lane.cancel()

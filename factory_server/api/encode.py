@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from factory_server.core import model
-from factory_server.core.lifecycle import AgentState, CrewState
+from factory_server.core.lifecycle import SERVING, AgentState, CrewState
 from factory_server.services import context, profiles
 from hyperfactory.v1 import (
     agent_service_pb2,
@@ -23,6 +23,7 @@ from hyperfactory.v1 import (
 from wire.identity import agent_authority
 
 AGENT_STATES = {s: types_pb2.AgentState.Value(f"AGENT_STATE_{s.value}") for s in AgentState}
+Conditions = Callable[[str], Iterable[types_pb2.Condition]]
 CREW_STATES = {s: types_pb2.CrewState.Value(f"CREW_STATE_{s.value}") for s in CrewState}
 
 
@@ -43,10 +44,11 @@ def duration(seconds: float) -> Duration:
 
 
 class Encoder:
-    """Rows to messages; `gateway` is the gateway's `host:port`."""
+    """Rows to messages; `gateway` is the gateway's `host:port`, `conditions` what an agent says of itself."""
 
-    def __init__(self, gateway: str) -> None:
+    def __init__(self, gateway: str, conditions: Conditions = lambda _agent: ()) -> None:
         self._gateway = gateway
+        self._conditions = conditions
 
     def agent(self, row: model.AgentRow) -> types_pb2.Agent:
         """One agent."""
@@ -86,6 +88,7 @@ class Encoder:
                     driver=row.instance.driver,
                     host_pid=row.instance.host_pid,
                     container_id=row.instance.container_id,
+                    address=row.instance.address,
                 )
             )
         if row.state is AgentState.BUSY:
@@ -93,6 +96,8 @@ class Encoder:
                 types_pb2.Lease(holder=row.lease_holder, expire_time=timestamp(row.lease_until))
             )
         message.conditions.append(_healthy(row))
+        if row.state in SERVING:
+            message.conditions.extend(self._conditions(row.id))
         return message
 
     def crew(self, row: model.CrewRow, cursor: str = "") -> types_pb2.Crew:

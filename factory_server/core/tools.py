@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
+from factory_server.core.errors import Denied
 from factory_server.core.lifecycle import SERVING, TERMINAL, AgentState
 from factory_server.core.model import AgentRow
 from hyperfactory.v1 import agent_service_pb2, events_pb2, types_pb2
@@ -17,6 +18,11 @@ TOOLS_MAX = 512
 REPORT_BYTES_MAX = 1 << 20
 TOOL_NAME_MAX_CHARS = 128
 CHANGED_NAMES_MAX = 100
+CONDITIONS_MAX = 64
+CONDITION_TYPE_MAX_CHARS = 128
+CONDITION_TEXT_MAX_CHARS = 512
+OURS = frozenset({"Healthy"})
+"""What the factory itself says of an agent; no agent says it of itself."""
 WRITERS = frozenset({"admin", "coder"})
 """Scopes that may change things; every other scope sees and calls read-only tools alone."""
 GONE = (AgentState.DRAINING, *TERMINAL)
@@ -118,9 +124,21 @@ def offered(
             break
         if 0 < len(tool.name) <= TOOL_NAME_MAX_CHARS:
             tools.setdefault(tool.name, tool)
-    conditions = tuple(report.conditions[:TOOLS_MAX])
+    conditions = tuple(_short(c) for c in report.conditions[:CONDITIONS_MAX] if _sayable(c))
     named = tuple(tools[name] for name in sorted(tools))
     return Offer(agent, crew, generation, report.revision, named, conditions, heard_at, heard_by)
+
+
+def _sayable(condition: types_pb2.Condition) -> bool:
+    return 0 < len(condition.type) <= CONDITION_TYPE_MAX_CHARS and condition.type not in OURS
+
+
+def _short(condition: types_pb2.Condition) -> types_pb2.Condition:
+    short = types_pb2.Condition()
+    short.CopyFrom(condition)
+    short.reason = short.reason[:CONDITION_TYPE_MAX_CHARS]
+    short.message = short.message[:CONDITION_TEXT_MAX_CHARS]
+    return short
 
 
 def entries(agent: AgentRow, offer: Offer, *, heard: bool) -> tuple[Entry, ...]:
@@ -157,6 +175,16 @@ def may_use(tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> bool:
     return tool.read_only or not WRITERS.isdisjoint(scopes)
 
 
+def check_use(name: str, tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> None:
+    """Denied where these scopes do not reach the tool."""
+    if not may_use(tool, scopes):
+        raise Denied(
+            f"the token's scope does not reach tool '{name}': it changes things",
+            reason="SCOPE_MISSING",
+            metadata={"tool": name, "scope": " ".join(sorted(WRITERS))},
+        )
+
+
 def change(
     before: Iterable[agent_service_pb2.Tool], after: Iterable[agent_service_pb2.Tool], generation: int
 ) -> events_pb2.ToolsChange | None:
@@ -174,3 +202,11 @@ def change(
         added=added[:CHANGED_NAMES_MAX],
         removed=removed[:CHANGED_NAMES_MAX],
     )
+
+
+def turned(
+    before: Iterable[types_pb2.Condition], after: Iterable[types_pb2.Condition]
+) -> list[types_pb2.Condition]:
+    """The conditions that are others than before; a new sentence for the same reason is none."""
+    was = {c.type: (c.status, c.reason) for c in before}
+    return [c for c in after if was.get(c.type) != (c.status, c.reason)]

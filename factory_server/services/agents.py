@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from factory_server.core import manifest as manifests
-from factory_server.core import model
+from factory_server.core import model, secrets
 from factory_server.core.errors import FieldViolation, Invalid, Refused
 from factory_server.core.lifecycle import SERVING, AgentState
+from factory_server.services import networks
 from factory_server.services.assemble import LOOK_AGAIN_S, wait_assembled
 from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
@@ -36,11 +38,14 @@ async def spawn(
     if name in manifests.RESERVED_NAMES:
         taken = FieldViolation("name", "the name is taken by the crew itself", "RESERVED")
         raise Invalid(f"cannot spawn agent: the name '{name}' is reserved", violations=[taken])
+    wanted = secrets.named_in(profiles[request.profile].spec)
+    await secrets.required(parts.secrets, wanted, "spawn agent")
     member = crew_service_pb2.CrewMember(name=name, profile=request.profile)
     key = key_of(actor, "SpawnAgent", request.request_id, request)
     if not request.crew:
         return await _spawn_solo(parts, reconciler, member, profiles, key, actor)
     plan = manifests.plan_agent(member, name, profiles[request.profile], parts.new_id)
+    await networks.admit_member(parts, request.crew, plan, key)
     agent, replayed = await parts.store.add_agent(
         request.crew, plan, key, actor, parts.owner, lease_s=LEASE_S
     )
@@ -59,8 +64,8 @@ async def _spawn_solo(
     actor: str,
 ) -> model.AgentRow:
     manifest = crew_service_pb2.CrewManifest(name=member.name, members=[member])
-    plan = manifests.plan_crew(manifest, profiles, parts.new_id)
-    solo = model.CrewPlan(plan.id, plan.uid, plan.manifest, plan.agents, solo=True)
+    plan = await networks.admit(parts, manifests.plan_crew(manifest, profiles, parts.new_id))
+    solo = replace(plan, solo=True)
     recorded = await parts.store.assemble(solo, key, actor, parts.owner, lease_s=LEASE_S)
     if not recorded.replayed:
         reconciler.adopt(recorded.crew)

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 
 from factory_server.core import manifest as manifests
-from factory_server.core import model
+from factory_server.core import model, secrets
 from factory_server.core.errors import Refused
 from factory_server.core.lifecycle import CrewState
+from factory_server.services import networks
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import LEASE_S, Reconciler
 from factory_server.services.requests import key_of
@@ -36,7 +37,7 @@ async def assemble(
 ) -> Assembly:
     """The crew, READY unless the request waits for less. Invalid, Refused (ASSEMBLY_FAILED)."""
     started = time.monotonic()
-    plan = await _plan(parts, request.manifest)
+    plan = await networks.admit(parts, await _plan(parts, request.manifest), only_check=request.validate_only)
     assembly = Assembly(None, [("plan", _ms(started))])
     if request.validate_only:
         return assembly
@@ -62,7 +63,10 @@ async def assemble(
 async def _plan(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.CrewPlan:
     manifests.check_size(manifest)
     profiles = await parts.store.get_profiles(sorted({m.profile for m in manifest.members}))
-    return manifests.plan_crew(manifest, profiles, parts.new_id)
+    plan = manifests.plan_crew(manifest, profiles, parts.new_id)
+    wanted = {name for agent in plan.agents for name in secrets.named_in(agent.spec)}
+    await secrets.required(parts.secrets, wanted, f"assemble crew '{manifest.name}'")
+    return plan
 
 
 async def wait_assembled(parts: Parts, reconciler: Reconciler, crew_id: str) -> model.CrewRow:

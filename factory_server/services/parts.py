@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from factory_server.core import ids, ports
 from factory_server.core.errors import Unavailable
 from factory_server.core.line import Line
 from factory_server.core.sandbox import Driver
+from factory_server.core.secrets import Secrets
 from factory_server.services.hub import Hub
 from factory_server.services.images import Images
 from factory_server.services.measures import Measures
@@ -40,6 +41,14 @@ class NoEgress:
         return ()
 
 
+class NoSecrets:
+    """A factory that holds none."""
+
+    async def read(self, _names: Iterable[str]) -> Mapping[str, str]:
+        """Nothing is found."""
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The ports behind the use cases. `owner` names this process in leases."""
@@ -55,6 +64,7 @@ class Parts:
     now: Callable[[], datetime] = utc_now
     entropy: Callable[[int], bytes] = os.urandom
     egress: ports.Egress = field(default_factory=NoEgress)
+    secrets: Secrets = field(default_factory=NoSecrets)
     doorsteps: str = ""
     """Directory of sockets at which mates wake members that hibernate; '' for none."""
     images: Images = field(init=False)

@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
 from factory_server.core import model
+from factory_server.core import profiles as checks
 from factory_server.core.errors import FieldViolation, Invalid, Stale
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
@@ -121,6 +122,9 @@ def _merged(
 async def _row(
     parts: Parts, name: str, spec: types_pb2.ProfileSpec, stage: str, description: str
 ) -> model.ProfileRow:
+    if wrong := list(checks.violations(spec)):
+        first = wrong[0]
+        raise Invalid(f"cannot keep profile '{name}': {first.field}: {first.description}", violations=wrong)
     filled = types_pb2.ProfileSpec()
     filled.CopyFrom(spec)
     filled.base = filled.base or "python"

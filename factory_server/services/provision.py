@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace as with_fields
 
-from factory_server.core import model, reconcile
+from factory_server.core import model, reconcile, secrets
 from factory_server.core.errors import FactoryError, Invalid, Refused
 from factory_server.core.lifecycle import TERMINAL, AgentEvent, AgentState
 from factory_server.core.line import Line
@@ -144,6 +144,15 @@ async def _saved(parts: Parts, agent: model.AgentRow) -> agent_service_pb2.State
     return None if saved is None else agent_service_pb2.StateBlob(data=saved.data, sha256=saved.sha256)
 
 
+async def _secrets(parts: Parts, agent: model.AgentRow) -> Mapping[str, str]:
+    """What the profile refers to. One that was taken away since the crew was planned is missed by every
+    successor, too."""
+    try:
+        return await secrets.required(parts.secrets, secrets.named_in(agent.spec), f"start '{agent.name}'")
+    except FactoryError as error:
+        raise InstanceFailed(error) from error
+
+
 async def assume(
     parts: Parts,
     sessions: Sessions,
@@ -176,6 +185,7 @@ async def assume(
         group=agent.group,
         egress=wiring.leads_out,
         state=await _saved(parts, agent),
+        secrets=await _secrets(parts, agent),
     )
     request.spec.scope = agent.scope
     phases.mark("identify")

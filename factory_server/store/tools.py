@@ -70,13 +70,17 @@ async def _put(transaction: Transaction, offers: Sequence[Offer]) -> None:
 
 
 def _tell(crew: LockedCrew, offer: Offer, known: DictRow | None) -> None:
-    before = agent_service_pb2.AgentReport.FromString(known["report"]).tools if known else ()
-    changed = tools.change(before, offer.tools, offer.generation)
+    before = agent_service_pb2.AgentReport.FromString(known["report"] if known else b"")
+    changed = tools.change(before.tools, offer.tools, offer.generation)
+    said = [
+        events_pb2.Event(type=events_pb2.EVENT_TYPE_CONDITION, condition=condition)
+        for condition in tools.turned(before.conditions, offer.conditions)
+    ]
     if changed is not None:
-        actor = f"crew/{crew.id}/agent/{crew.agents[offer.agent].name}"
-        crew.events.append(
-            events_pb2.Event(type=events_pb2.EVENT_TYPE_TOOLS, actor=actor, agent=offer.agent, tools=changed)
-        )
+        said.insert(0, events_pb2.Event(type=events_pb2.EVENT_TYPE_TOOLS, tools=changed))
+    for event in said:
+        event.actor, event.agent = f"crew/{crew.id}/agent/{crew.agents[offer.agent].name}", offer.agent
+    crew.events += said
 
 
 def _known(row: DictRow) -> KnownOffer:

@@ -11,7 +11,7 @@ from factory_server.core import tools
 from factory_server.core.lifecycle import AgentEvent
 from factory_server.core.model import AgentRow
 from factory_server.core.ports import Store
-from hyperfactory.v1 import agent_service_pb2, events_pb2
+from hyperfactory.v1 import agent_service_pb2, events_pb2, types_pb2
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -49,6 +49,21 @@ class ToolsSuite:
         await store.record_offers(agent.crew, [offer_of(agent, "b", revision=3)])
         changes = await told(store, agent.crew)
         assert [(list(c.added), list(c.removed)) for c in changes] == [(["a"], []), (["b"], ["a"])]
+
+    async def test_the_log_tells_when_a_condition_turns_and_not_when_its_sentence_does(
+        self, store: Store
+    ) -> None:
+        agent = await ready_agent(store)
+        for revision, (reason, message) in enumerate(
+            [("Starting", ""), ("Crashed", "one"), ("Crashed", "two"), ("Serving", "")], start=1
+        ):
+            said = offer_of(agent, "a", revision=revision)
+            told_of = types_pb2.Condition(type="McpServer/x", reason=reason, message=message)
+            await store.record_offers(agent.crew, [replace(said, conditions=(told_of,))])
+        events = [e.decode() for e in await store.read_events(agent.crew, 0, 1000)]
+        turned = [e for e in events if e.type == events_pb2.EVENT_TYPE_CONDITION]
+        assert [e.condition.reason for e in turned] == ["Starting", "Crashed", "Serving"]
+        assert {e.agent for e in turned} == {agent.id}
 
     async def test_an_older_offer_changes_nothing(self, store: Store) -> None:
         agent = await ready_agent(store)
