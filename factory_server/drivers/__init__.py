@@ -22,15 +22,16 @@ def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.
 
     if kind == "auto":
         kind = _best()
+    bases = state_dir.parent / "bases"
     match kind:
         case "docker":
             from factory_server.drivers.docker.driver import DockerDriver
 
-            return DockerDriver(state_dir, factory=factory)
+            return DockerDriver(state_dir, factory=factory, bases_dir=bases)
         case "namespaces":
             from factory_server.drivers.namespaces.driver import NamespacesDriver
 
-            return NamespacesDriver(state_dir, factory=factory, leash_s=leash_s)
+            return NamespacesDriver(state_dir, factory=factory, leash_s=leash_s, bases_dir=bases)
         case "fake":
             from factory_server.drivers.fake import FakeDriver
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from factory_server.core.sandbox import Limits
+from factory_server.drivers import bases
 from factory_server.drivers.docker import seccomp
 
 OWN: Final = "/run/hf/own"
@@ -15,6 +16,7 @@ PEERS: Final = "/run/hf/peers"
 WORKSPACE: Final = "/workspace"
 SKILLS: Final = "/skills"
 SRC: Final = "/app/src"
+BASE: Final = bases.INSIDE
 
 LABEL_FACTORY: Final = "hyperfactory.factory"
 LABEL_INSTANCE: Final = "hyperfactory.instance"
@@ -53,6 +55,7 @@ class Wish:
     packages: Mapping[str, str] = field(default_factory=dict)  # shown over the image's own, for tests
     runtime: str = ""
     skills: str = ""
+    base: str = ""
 
 
 def container(wish: Wish) -> dict[str, Any]:
@@ -96,10 +99,10 @@ def _host(wish: Wish) -> dict[str, Any]:
     host: dict[str, Any] = {
         "NetworkMode": "none",
         "Dns": ["127.0.0.1"],
+        "DnsOptions": ["timeout:1", "attempts:2"],  # nobody answers for names outside: say so soon
         "IpcMode": "none",
         "CgroupnsMode": "private",
         "ReadonlyRootfs": True,
-        "DnsOptions": ["timeout:1", "attempts:2"],  # nobody answers for names outside: say so soon
         "Privileged": False,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp.text()}"],
@@ -109,8 +112,9 @@ def _host(wish: Wish) -> dict[str, Any]:
             _bind(wish.own, OWN, read_only=False),
             _bind(wish.peers, PEERS, read_only=True),
             *([_bind(wish.skills, SKILLS, read_only=True)] if wish.skills else []),
-            *(_bind(source, f"{SRC}/{name}", read_only=True) for name, source in wish.packages.items()),
-        ],
+        ]
+        + [_bind(source, f"{SRC}/{name}", read_only=True) for name, source in wish.packages.items()]
+        + ([_bind(wish.base, BASE, read_only=True)] if wish.base else []),
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": limits.pids_max or defaults.pids_max,

@@ -6,11 +6,13 @@ import secrets
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from factory_server.core.causes import KEY, Cause
 from factory_server.core.errors import Exhausted, Unavailable
 from factory_server.core.sandbox import Exit, Sandbox, SandboxSpec
+from factory_server.drivers import bases
 from factory_server.drivers.docker import containers, directories, findings, hardening, output, sealing
 from factory_server.drivers.docker.arrivals import Arrivals
 from factory_server.drivers.docker.births import Birth, EndedError
@@ -34,6 +36,7 @@ class Recipe:
     command: Sequence[str]
     packages: Sequence[str]
     runtime: str
+    bases: Path
 
 
 class Maker:
@@ -118,10 +121,12 @@ class Maker:
         host.users[spec.instance] = user
         owner = findings.remapped_base(host.info) + user
         own, peers, skills = await host.in_thread(directories.prepare, host.files, spec.instance, owner)
+        base = await host.in_thread(bases.find, self._recipe.bases, spec.base)
         wish = hardening.Wish(
             instance=spec.instance,
             factory=host.factory,
-            image=f"{self._recipe.images}:{spec.base}",
+            # A base that nobody has laid out as a tree may be an image of its own.
+            image=f"{self._recipe.images}:{spec.base if base is None else bases.PLAIN}",
             user=user,
             own=str(own),
             peers=str(peers),
@@ -131,6 +136,7 @@ class Maker:
             command=command,
             packages=packages,
             runtime=self._recipe.runtime,
+            base=str(base or ""),
         )
         return hardening.container(wish)
 

@@ -37,6 +37,7 @@ class Wish:
     pids_max: int
     cpu_millis: int
     workspace_bytes: int
+    base: str = ""
     probe: bool = False
 
 
@@ -130,6 +131,7 @@ class Nursery:
                 wish.workspace_bytes,
                 uid,
                 self.rootless,
+                wish.base,
                 skills=f"{mounts.HOST_SKILLS}/{stem}",
             ),
             cgroups=self.cgroups,

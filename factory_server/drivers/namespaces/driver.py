@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from factory_server.core.errors import Exhausted, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
+from factory_server.drivers import bases
 from factory_server.drivers.exitstream import ExitHub
 from factory_server.drivers.locks import Locks
 from factory_server.drivers.namespaces import findings, launcher, logs, probe, processes, protocol
@@ -23,8 +24,8 @@ from factory_server.drivers.namespaces.files import Files
 from factory_server.drivers.namespaces.link import ForkLink
 from factory_server.drivers.namespaces.protocol import Message
 from factory_server.drivers.namespaces.records import stem
-
 from factory_server.drivers.unconnected import NoNetworks
+
 CALL_MAX_S: Final = 10.0
 DESTROY_MAX_S: Final = 10.0
 PROBE_MAX_S: Final = 10.0
@@ -54,10 +55,12 @@ class NamespacesDriver:
         packages: Iterable[str] = PACKAGES,
         leash_s: float = 0.0,
         rootless: bool | None = None,
+        bases_dir: Path | None = None,
     ) -> None:
-        where = launcher.places(state_dir)
-        wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s)
         self.networks = NoNetworks(self.name)
+        where = launcher.places(state_dir)
+        self._bases = bases_dir or where.state / "bases"
+        wish = launcher.Wish(where, factory, entry, tuple(packages), leash_s, self._bases)
         self._files = Files(where)
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="sandbox-files")
         self._locks = Locks()
@@ -78,6 +81,7 @@ class NamespacesDriver:
     async def start(self) -> None:
         """Find or start the fork server, and wipe what no sandbox owns any more."""
         await self._in_thread(self._files.where.make)
+        await self._in_thread(lambda: self._bases.mkdir(exist_ok=True))
         # Looked at before the list is read: a replica may be making more, and its list has them already.
         present = await self._in_thread(self._files.present)
         items = (await self._ask("list", CALL_MAX_S))["items"]
@@ -101,11 +105,12 @@ class NamespacesDriver:
         async with asyncio.timeout(DESTROY_MAX_S):
             await client.lost.wait()
         await self._in_thread(self._files.remove_everything)
+        with contextlib.suppress(OSError):  # the operator's, unless nothing was ever put there
+            await self._in_thread(self._bases.rmdir)
         await self.close()
 
     def _on_alive(self, alive: Mapping[str, Message]) -> None:
         """After a gap nobody saw the exits: whoever was there and is not any more has ended."""
-        with contextlib.suppress(OSError):  # the operator's, unless nothing was ever put there
         for instance in self._known.keys() - alive.keys():
             self._exits.push(Exit(instance))
         self._known = dict(alive)
@@ -149,6 +154,10 @@ class NamespacesDriver:
     async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
         """Fork the instance, or find it; its control socket answers."""
         wish = _wish(spec)
+        if spec.base != bases.PLAIN:
+            if await self._in_thread(bases.find, self._bases, spec.base) is None:
+                raise bases.missing(spec.instance, spec.base, self._bases)
+            wish["base"] = spec.base
         try:
             answer = await self._create(wish, deadline_s)
         except RejectedError as error:

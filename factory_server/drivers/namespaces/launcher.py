@@ -94,6 +94,7 @@ class Wish:
     entry: str
     packages: tuple[str, ...]
     leash_s: float
+    bases: Path
 
 
 def settings(wish: Wish, rootless: bool) -> Settings:
@@ -107,6 +108,7 @@ def settings(wish: Wish, rootless: bool) -> Settings:
         entry=wish.entry,
         state=str(wish.where.state),
         sockets=str(wish.where.sockets),
+        bases=str(wish.bases),
         packages=_only_ours(located),
         fingerprint=mark,
         rootless=rootless,

@@ -20,10 +20,12 @@ HOST_SOCKETS: Final = f"{HOST}/s"
 HOST_STATE: Final = f"{HOST}/d"
 HOST_CGROUPS: Final = f"{HOST}/cg"
 HOST_SKILLS: Final = f"{HOST}/k"
+HOST_BASES: Final = f"{HOST}/b"
 OWN: Final = "/run/hf/own"
 PEERS: Final = "/run/hf/peers"
 WORKSPACE: Final = "/workspace"
 SKILLS: Final = "/skills"
+BASE: Final = "/opt/base"
 INNER_ID: Final = 1000
 
 _SYSTEM_LINKS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -82,7 +84,7 @@ class _Builder:
         sys_.mount_setattr(inside, attr_set=attributes, recursive=True)
 
 
-def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None:
+def build_root(root: str, tree: PythonTree, *, sockets: str, state: str, bases: str) -> None:
     """Build the allow-list tree at `root` and make it the root of this mount namespace."""
     sys_.mount("none", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
     sys_.mount("tmpfs", root, "tmpfs", _TMPFS_FLAGS, "mode=755,size=1m")
@@ -98,7 +100,7 @@ def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None
     for path, target in tree.links.items():
         build.link(path, target)
     build.bind("/proc", "/proc", sys_.ATTR_NOSUID | sys_.ATTR_NODEV | sys_.ATTR_NOEXEC)
-    for path in ("/tmp", WORKSPACE, OWN, PEERS, SKILLS):
+    for path in ("/tmp", WORKSPACE, OWN, PEERS, BASE, SKILLS):
         build.directory(path)
     build.directory(HOST)
     sys_.mount("tmpfs", root + HOST, "tmpfs", _TMPFS_FLAGS, "mode=700,size=64k")
@@ -106,6 +108,7 @@ def build_root(root: str, tree: PythonTree, *, sockets: str, state: str) -> None
     build.bind(state, HOST_STATE, _OWN_FLAGS)
     # Sealed here, once: each child's bind of its own part inherits that, and is never anything else.
     build.bind(f"{state}/skills", HOST_SKILLS)
+    build.bind(bases, HOST_BASES)
     if Path("/sys/fs/cgroup").is_dir():
         build.bind("/sys/fs/cgroup", HOST_CGROUPS, _OWN_FLAGS)
     build.directory(f"{HOST}/old")
@@ -148,13 +151,15 @@ def _add_devices(build: _Builder) -> None:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one child adds to the tree: its three directories on the host, and the size of its scratch space."""
+    """What one child adds to the tree: its directories on the host, the size of its scratch space, and the
+    name of its base where it has one."""
 
     own: str
     peers: str
     workspace_bytes: int
     uid: int
     rootless: bool
+    base: str = ""
     skills: str = ""
 
 
@@ -174,6 +179,9 @@ def enter(view: View) -> None:
     sys_.mount_setattr(OWN, attr_set=_OWN_FLAGS)
     sys_.mount(view.peers, PEERS, "", sys_.MS_BIND)
     sys_.mount_setattr(PEERS, attr_set=_OWN_FLAGS | sys_.ATTR_RDONLY)
+    if view.base:
+        sys_.mount(f"{HOST_BASES}/{view.base}", BASE, "", sys_.MS_BIND | sys_.MS_REC)
+        sys_.mount_setattr(BASE, attr_set=_SEALED, recursive=True)
     sys_.mount(view.skills, SKILLS, "", sys_.MS_BIND)
     sys_.umount(HOST)
     _fresh_proc(rootless=view.rootless)

@@ -42,6 +42,7 @@ class Settings:
     entry: str
     state: str
     sockets: str
+    bases: str
     packages: dict[str, str]
     fingerprint: str
     rootless: bool = False
@@ -138,7 +139,7 @@ def _own_mounts(settings: Settings, tree: interpreter.PythonTree) -> None:
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     else:
         sys_.unshare(sys_.CLONE_NEWNS)
-    mounts.build_root(str(root), tree, sockets=settings.sockets, state=settings.state)
+    mounts.build_root(str(root), tree, sockets=settings.sockets, state=settings.state, bases=settings.bases)
 
 
 def serve(settings: Settings, report_fd: int) -> None:
