@@ -57,6 +57,7 @@ class DockerDriver:
         entry: str = "",
         packages: Iterable[str] = (),
         runtime: str = "",
+        bases_dir: Path | None = None,
         addresses: str = ADDRESS_POOL,
     ) -> None:
         self._exits = ExitHub(self._nothing_to_renew)
@@ -67,7 +68,9 @@ class DockerDriver:
             Roster(self._exits),
         )
         command = hardening.entry_command(entry) if entry else []
-        self._recipe = Recipe(images, command, tuple(packages), runtime)
+        self._recipe = Recipe(
+            images, command, tuple(packages), runtime, bases_dir or state_dir.resolve() / "bases"
+        )
         self._keeper = Keeper(self._host)
         self._locks = Locks()
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
