@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
 from factory_server.core import model, tools
-from factory_server.core.errors import Denied, Unavailable
+from factory_server.core.errors import Unavailable
 from factory_server.core.line import Line
 from factory_server.core.tools import Entry
 from factory_server.services.parts import Parts
@@ -38,12 +38,7 @@ class ToolCalls:
     async def allowed(self, crew: str, name: str, scopes: frozenset[str]) -> Entry:
         """The tool, where these scopes may call it. NotFound, Denied."""
         entry = await self._registry.find(crew, name)
-        if not tools.may_use(entry.tool, scopes):
-            raise Denied(
-                f"the token's scope does not reach tool '{name}': it changes things",
-                reason="SCOPE_MISSING",
-                metadata={"tool": name, "scope": " ".join(sorted(tools.WRITERS))},
-            )
+        tools.check_use(name, entry.tool, scopes)
         return entry
 
     async def call(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from factory_server.core import model, tools
@@ -203,7 +203,7 @@ class ToolRegistry:
 
     async def watch(
         self, crew: str, scopes: frozenset[str], *, bookmark_s: float, draining: asyncio.Event
-    ) -> AsyncIterator[ToolChange]:
+    ) -> AsyncGenerator[ToolChange, None]:
         """The tools as they are, then as they change; what changes twice before it is sent is sent once."""
         await self._ready()
         watcher = _Watcher(crew, scopes)

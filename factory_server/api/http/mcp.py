@@ -1,0 +1,99 @@
+"""MCP over HTTP: `/agents/{agent}/mcp` is the agent's own endpoint, `/crews/{crew}/mcp` a crew as one server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from factory_server.api.http.app import HttpFace, read_body
+from factory_server.api.http.mcp_crew import CrewEndpoint
+from factory_server.api.http.relay import Relay, carried, relayed
+from factory_server.core import model
+from factory_server.core.cursor import CursorCodec
+from factory_server.core.errors import Denied, FactoryError, NotFound
+from factory_server.services.parts import Parts
+from factory_server.services.registry import RegistryFeed
+from factory_server.services.tools import ToolRegistry
+from wire.mcp import messages
+from wire.mcp.errors import McpError, from_native
+from wire.mcp.revisions import PATH
+from wire.policy import Caller, Principal, Resource, Row, current_caller
+from wire.tokens import SCOPES
+
+AGENT_PATH: Final = "/agents/{agent}/mcp"
+CREW_PATH: Final = "/crews/{crew}/mcp"
+VERBS: Final = ("POST", "GET", "DELETE")
+CALLERS: Final = frozenset({Principal.OPERATOR, Principal.AGENT})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class McpUses:
+    """The use cases behind MCP."""
+
+    parts: Parts
+    agents: RegistryFeed
+    registry: ToolRegistry
+    relay: Relay
+    codec: CursorCodec
+    draining: asyncio.Event
+
+
+def add_routes(face: HttpFace, uses: McpUses) -> None:
+    """Serve both paths. Whose agent it is, the agent's handler asks itself: its path names no crew."""
+    agent = AgentEndpoint(uses)
+    crew = CrewEndpoint(uses.registry, uses.relay, uses.codec, uses.draining)
+    whole = {"POST": crew.post, "GET": crew.get, "DELETE": crew.delete}
+    for verb in VERBS:
+        row = Row(f"{verb} {AGENT_PATH}", CALLERS, SCOPES)
+        face.add(verb, AGENT_PATH, said_in_json_rpc(agent.serve), row)
+        row = Row(f"{verb} {CREW_PATH}", CALLERS, SCOPES, Resource.OWN_CREW)
+        face.add(verb, CREW_PATH, said_in_json_rpc(whole[verb]), row)
+
+
+def said_in_json_rpc(handler: Handler) -> Handler:
+    """The handler, whose failures MCP's clients can read."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except FactoryError as error:
+            wrong = from_native(error)
+            status = 404 if isinstance(error, NotFound) else max(wrong.status, 400)
+        except McpError as error:
+            wrong, status = error, max(error.status, 400)
+        body = messages.encode(messages.error(None, wrong))
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    return serve
+
+
+class AgentEndpoint:
+    """One agent, as if its own endpoint were here."""
+
+    def __init__(self, uses: McpUses) -> None:
+        self._u = uses
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Whatever it is: the agent judges it."""
+        caller = current_caller()
+        agent = await self._agent(request.match_info["agent"])
+        _check_crew(caller, agent)
+        body = await read_body(request)
+        call = carried(request, PATH, caller, body)
+        return await relayed(request, await self._u.relay.ask(agent.id, call.to))
+
+    async def _agent(self, ident: str) -> model.AgentRow:
+        return self._u.agents.find(ident) or await self._u.parts.store.get_agent(ident)
+
+
+def _check_crew(caller: Caller, agent: model.AgentRow) -> None:
+    if caller.principal is Principal.AGENT and caller.crew != agent.crew:
+        raise Denied(
+            f"agent '{caller.agent}' may call agents of its own crew only", metadata={"method": AGENT_PATH}
+        )

@@ -1,0 +1,368 @@
+"""MCP over HTTP through the factory: the agent's endpoint unchanged, and a crew as one server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientError, web
+from support.asking import assembled
+from support.http_face import Caller, Face, open_face
+from support.site import Plant, Site, open_site, until
+from support.tool_agents import ToolAgent, ToolAgents, tool
+from support.valkey import ValkeyServer
+from test_tool_registry import BUSY_MACHINE, VISIBLE_MAX_S, all_listed, asleep
+
+from factory_server.core.lifecycle import AgentState
+from factory_server.identity.agents import AgentIdentities
+from wire.identity import Identity
+from wire.mcp.errors import HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_VERSION
+from wire.mcp.revisions import STATELESS
+
+CALLS = 2000
+
+
+class Mcp:
+    """What an agent of these tests answers: what it was sent, with a stream or a pause where the tool says so."""
+
+    def __init__(self, agent: ToolAgent) -> None:
+        self.agent = agent
+        self.seen: list[tuple[dict[str, str], bytes]] = []
+        self.connections: set[int] = set()
+        self.cancelled = 0
+        self.drowsy = 0
+        agent.app.router.add_route("*", "/mcp", self.serve)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.seen.append((dict(request.headers), body))
+        self.connections.add(id(request.transport))
+        if self.drowsy:
+            self.drowsy -= 1
+            data = {"reason": "DRAINING"}
+            error = {"jsonrpc": "2.0", "id": 1, "error": {"code": 14, "message": "asleep", "data": data}}
+            return web.json_response(error, status=503)
+        found = json.loads(body) if body else {}
+        name = found.get("params", {}).get("name")
+        result = {"jsonrpc": "2.0", "id": found.get("id"), "result": {"agent": self.agent.name, "tool": name}}
+        if name == "stream":
+            return await self._stream(request, result)
+        if name == "hang":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled += 1
+        return web.json_response(result, headers={"x-agent": "yes"})
+
+    async def _stream(self, request: web.Request, result: Any) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(3):
+            progress = {"method": "notifications/progress", "params": {"progress": number}}
+            await response.write(b"data: " + json.dumps(progress).encode() + b"\n\n")
+            await asyncio.sleep(0.01)
+        await response.write(b"data: " + json.dumps(result).encode() + b"\n\n")
+        return response
+
+
+@pytest.fixture
+def endpoints() -> dict[str, Mcp]:
+    """The agents' endpoints by instance."""
+    return {}
+
+
+@pytest.fixture
+def agents(endpoints: dict[str, Mcp]) -> ToolAgents:
+    village = ToolAgents(first=(tool("hang"), tool("stream"), tool("write"), tool("look", read_only=True)))
+
+    def prepare(agent: ToolAgent) -> None:
+        endpoints[agent.instance.spec.instance] = Mcp(agent)
+
+    village.prepare = prepare
+    return village
+
+
+@pytest.fixture
+async def site(postgres_url: str, valkey: ValkeyServer, agents: ToolAgents) -> AsyncIterator[Site]:
+    async with open_site(postgres_url, valkey.url, agent=agents.run) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def face(plant: Plant) -> AsyncIterator[Face]:
+    async with open_face(plant) as opened:
+        yield opened
+
+
+@pytest.fixture
+def admin(face: Face) -> Caller:
+    return face.operator()
+
+
+def of(endpoints: dict[str, Mcp], name: str) -> Mcp:
+    found = [e for e in endpoints.values() if e.agent.name == name]
+    return found[-1]
+
+
+def call(name: str, identifier: int = 7, **more: Any) -> dict[str, Any]:
+    params = {"name": name, "arguments": {"text": "ä"}, **more}
+    return {"jsonrpc": "2.0", "id": identifier, "method": "tools/call", "params": params}
+
+
+async def test_an_agent_gets_what_was_sent_and_who_sent_it(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    agent = crew.agents[0]
+    body = b'{"jsonrpc":"2.0", "id":7,\n "method":"any/thing"}'
+    answer = await admin.ask(
+        f"/agents/{agent.id}/mcp",
+        body,
+        mcp_name="some",
+        x_hyperfactory_scopes="admin coder",
+        x_hyperfactory_caller="spiffe://hyperfactory.local/factory",
+    )
+    assert (answer.status, answer.json()["result"]["agent"]) == (200, "w")
+    assert answer.headers["x-agent"] == "yes"
+    [(headers, got)] = of(endpoints, "w").seen
+    assert got == body
+    assert headers["Host"] == f"w.crew-{crew.id}.svc"
+    said = {name.lower(): value for name, value in headers.items()}
+    assert said["mcp-name"] == "some"
+    assert said["x-hyperfactory-caller"] == "spiffe://hyperfactory.local/operator/local"
+    assert said["x-hyperfactory-scopes"] == "admin"
+    assert "authorization" not in said
+
+
+async def test_a_foreign_host_or_origin_is_the_agents_to_refuse(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    path = f"/agents/{crew.agents[0].id}/mcp"
+    await admin.ask(path, b"{}", host="evil.example", origin="https://evil.example")
+    await admin.ask(path, b"{}", host="factory.svc", origin="https://factory.svc")
+    seen = [{k.lower(): v for k, v in headers.items()} for headers, _ in of(endpoints, "w").seen]
+    authority = f"w.crew-{crew.id}.svc"
+    assert [(s["host"], s["origin"]) for s in seen] == [
+        ("evil.example", "https://evil.example"),
+        (authority, f"https://{authority}"),
+    ]
+
+
+async def test_a_stream_passes_as_it_comes(plant: Plant, admin: Caller):
+    crew = await assembled(plant)
+    async with admin.post(f"/agents/{crew.agents[0].id}/mcp", call("stream")) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        pieces = [piece async for piece in answer.content.iter_any()]
+    assert len(pieces) > 1
+    assert b"".join(pieces).count(b"data: ") == 4
+
+
+async def test_who_goes_away_is_not_worked_for(
+    plant: Plant, face: Face, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    for path, name in ((f"/agents/{crew.agents[0].id}/mcp", "hang"), (f"/crews/{crew.id}/mcp", "w__hang")):
+        with pytest.raises((ClientError, TimeoutError)):
+            async with asyncio.timeout(0.3):
+                await admin.ask(path, call(name))
+        await until(lambda: of(endpoints, "w").cancelled, what="the agent's call has ended")
+        of(endpoints, "w").cancelled = 0
+    assert plant.factory.upstreams.counts()[0] == 0
+
+
+async def test_nobody_is_found_where_nobody_is(plant: Plant, admin: Caller):
+    for path in ("/agents/a-nobody/mcp", "/crews/c-nobody/mcp"):
+        answer = await admin.modern(path, "tools/list")
+        assert answer.status == 404
+        assert answer.json()["error"]["code"] == INVALID_PARAMS
+
+
+async def test_an_agent_reaches_its_own_crew_only(plant: Plant, face: Face):
+    one, two = await assembled(plant), await assembled(plant)
+    await all_listed(plant, one.id, 4)
+    who = plant.factory.who
+    message = AgentIdentities(who.ca, who.mint).identify(one.agents[0])
+    identity = Identity(message.certificate_pem, message.key_pem, message.ca_pem, message.token)
+    caller = face.caller(identity)
+    assert (await caller.ask(f"/agents/{one.agents[0].id}/mcp", b"{}")).status == 200
+    assert (await caller.modern(f"/crews/{one.id}/mcp", "tools/list")).status == 200
+    assert (await caller.ask(f"/agents/{two.agents[0].id}/mcp", b"{}")).status == 403
+    assert (await caller.modern(f"/crews/{two.id}/mcp", "tools/list")).status == 403
+
+
+async def test_a_sleeper_is_woken_and_one_that_falls_asleep_is_asked_again(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    agent = crew.agents[0]
+    await asleep(plant, agent.id)
+    assert (await admin.ask(f"/agents/{agent.id}/mcp", call("look"))).status == 200
+    assert (await plant.store.get_agent(agent.id)).state is AgentState.READY
+    of(endpoints, "w").drowsy = 2
+    assert (await admin.ask(f"/agents/{agent.id}/mcp", call("look"))).status == 200
+
+
+async def test_a_crew_lists_its_tools_for_whoever_asks(plant: Plant, face: Face, admin: Caller):
+    crew = await assembled(plant, agents=2)
+    await all_listed(plant, crew.id, 8)
+    path = f"/crews/{crew.id}/mcp"
+    discovered = (await admin.modern(path, "server/discover")).json()["result"]
+    assert STATELESS in discovered["supportedVersions"]
+    assert discovered["capabilities"] == {"tools": {"listChanged": True}}
+    listed = (await admin.modern(path, "tools/list")).json()["result"]
+    assert [t["name"] for t in listed["tools"]] == [
+        f"w-{n}__{t}" for n in (1, 2) for t in ("hang", "look", "stream", "write")
+    ]
+    assert (listed["resultType"], listed["cacheScope"]) == ("complete", "private")
+    assert listed["tools"][1]["annotations"] == {"readOnlyHint": True}
+    reviewer = face.operator(["reviewer"])
+    narrow = (await reviewer.modern(path, "tools/list")).json()["result"]["tools"]
+    assert [t["name"] for t in narrow] == ["w-1__look", "w-2__look"]
+    foreign = await admin.modern(path, "tools/list", {"cursor": "not-ours"})
+    assert foreign.json()["error"]["code"] == INVALID_PARAMS
+
+
+async def test_a_crews_call_goes_to_its_agent_under_its_own_name(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant, agents=2)
+    await all_listed(plant, crew.id, 8)
+    params = {
+        "name": "w-2__write",
+        "arguments": {"text": "ä", "deep": [1, {"a": None}]},
+        "requestState": "kept",
+        "inputResponses": {"a": {"action": "accept"}},
+        "_meta": {"progressToken": "p", "vendor.example/x": 1},
+    }
+    answer = await admin.modern(
+        f"/crews/{crew.id}/mcp", "tools/call", params, mcp_param_text="=?base64?w6Q=?="
+    )
+    assert answer.json()["result"] == {"agent": "w-2", "tool": "write"}
+    [(headers, body)] = of(endpoints, "w-2").seen
+    said = {name.lower(): value for name, value in headers.items()}
+    assert (said["mcp-name"], said["mcp-param-text"]) == ("write", "=?base64?w6Q=?=")
+    got = json.loads(body)["params"]
+    assert got["name"] == "write"
+    sent = {key: value for key, value in params.items() if key != "name"}
+    assert {key: got[key] for key in sent} == sent
+
+
+async def test_what_the_body_names_is_what_is_authorised(
+    plant: Plant, face: Face, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    path = f"/crews/{crew.id}/mcp"
+    reviewer = face.operator(["reviewer"])
+    honest = await reviewer.modern(path, "tools/call", {"name": "w__write"})
+    assert (honest.status, honest.json()["error"]["data"]["reason"]) == (403, "SCOPE_MISSING")
+    for caller in (reviewer, admin):
+        lies = await caller.modern(path, "tools/call", {"name": "w__write"}, mcp_name="w__look")
+        assert (lies.status, lies.json()["error"]["code"]) == (400, HEADER_MISMATCH)
+    old = await admin.ask(path, call("w__write"), mcp_protocol_version="2025-11-25", mcp_name="w__look")
+    assert old.json()["error"]["code"] == HEADER_MISMATCH
+    assert not of(endpoints, "w").seen
+    unknown = await admin.modern(path, "tools/call", {"name": "w__nothing"})
+    assert unknown.json()["error"]["code"] == INVALID_PARAMS
+    method = await admin.modern(path, "resources/list")
+    assert (method.status, method.json()["error"]["code"]) == (404, METHOD_NOT_FOUND)
+    future = await admin.ask(
+        path, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, mcp_protocol_version="2030-01-01"
+    )
+    assert future.json()["error"]["code"] == UNSUPPORTED_VERSION
+
+
+async def test_a_name_that_comes_twice_in_a_body_is_one_to_everybody(
+    plant: Plant, face: Face, endpoints: dict[str, Mcp]
+):
+    """JSON allows it; whoever authorises and whoever obeys must read the same."""
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"w__write","name":"w__look"}}'
+    answer = await face.operator(["reviewer"]).ask(f"/crews/{crew.id}/mcp", body)
+    assert answer.json()["result"]["tool"] == "look"
+    assert b"write" not in of(endpoints, "w").seen[-1][1]
+
+
+async def test_a_listener_hears_of_a_change_at_once(plant: Plant, admin: Caller, agents: ToolAgents):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": STATELESS,
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"notifications": {"toolsListChanged": True}, "_meta": meta}
+    body = {"jsonrpc": "2.0", "id": "l", "method": "subscriptions/listen", "params": params}
+    headers = {"mcp_protocol_version": STATELESS, "mcp_method": "subscriptions/listen"}
+    took_s = []
+    async with admin.post(f"/crews/{crew.id}/mcp", body, **headers) as stream:
+        assert b"acknowledged" in await stream.content.readuntil(b"\n\n")
+        for number in range(5):
+            began = time.monotonic()
+            agents.live["w"].offer(tool(f"t{number}"))
+            event = await stream.content.readuntil(b"\n\n")
+            took_s.append(time.monotonic() - began)
+            assert b"notifications/tools/list_changed" in event
+            assert b'"io.modelcontextprotocol/subscriptionId":"l"' in event
+            listed = (await admin.modern(f"/crews/{crew.id}/mcp", "tools/list")).json()["result"]["tools"]
+            assert [t["name"] for t in listed] == [f"w__t{number}"]
+    assert min(took_s) < VISIBLE_MAX_S
+    assert max(took_s) < VISIBLE_MAX_S * BUSY_MACHINE
+
+
+async def test_the_handshake_era_is_served_too(
+    plant: Plant, admin: Caller, agents: ToolAgents, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    path = f"/crews/{crew.id}/mcp"
+    params = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "1"},
+    }
+    begun = await admin.ask(path, {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params})
+    assert begun.json()["result"]["protocolVersion"] == "2025-11-25"
+    session = {"mcp_session_id": begun.headers["mcp-session-id"], "mcp_protocol_version": "2025-11-25"}
+    told = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    assert (await admin.ask(path, told, **session)).status == 202
+    listed = await admin.ask(path, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, **session)
+    assert len(listed.json()["result"]["tools"]) == 4
+    assert (await admin.ask(path, call("w__look"), **session)).json()["result"]["tool"] == "look"
+    async with asyncio.TaskGroup() as group:
+        hanging = group.create_task(admin.ask(path, call("w__hang", 9), **session))
+        await until(lambda: b"hang" in of(endpoints, "w").seen[-1][1], what="the call has begun")
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 9}}
+        other = session | {"mcp_session_id": "f" * 32}
+        await admin.ask(path, cancel, **other)
+        assert not hanging.done()
+        await admin.ask(path, cancel, **session)
+    assert hanging.result().status == 202
+    await until(lambda: of(endpoints, "w").cancelled == 1, what="the agent's call has ended")
+
+
+async def test_many_calls_leave_no_connections(plant: Plant, admin: Caller, endpoints: dict[str, Mcp]):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    path = f"/crews/{crew.id}/mcp"
+    left = iter(range(CALLS))
+
+    async def some() -> None:
+        for _ in left:
+            answer = await admin.ask(path, call("w__look"))
+            assert answer.status == 200
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(some())
+    lent, resting = plant.factory.upstreams.counts()
+    assert lent == 0
+    assert resting <= 8
+    assert len(of(endpoints, "w").seen) == CALLS
+    assert len(of(endpoints, "w").connections) <= 8
