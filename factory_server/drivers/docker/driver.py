@@ -72,25 +72,25 @@ class DockerDriver:
             images, command, tuple(packages), runtime, bases_dir or state_dir.resolve() / "bases"
         )
         self._keeper = Keeper(self._host)
+        self.networks = DockerNetworks(self._host, self._find, pool=addresses)
         self._locks = Locks()
         self._opened: tuple[Maker, Arrivals, asyncio.Task[None]] | None = None
         self._tasks = asyncio.TaskGroup()
-        self.networks = DockerNetworks(self._host, self._find, pool=addresses)
         self._learning = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
+        self._fencing: asyncio.Task[None] | None = None
         self._tenancy: directories.Tenancy | None = None
 
     # Life of the driver
-        self._fencing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Meet the engine, adopt what lives, and wipe what does not."""
         host = self._host
         await host.in_thread(host.files.where.make)
+        await host.in_thread(self.networks.open)
         host.info = await host.engine.open()
         arrivals = Arrivals()
         arrivals.watch(host.files.where.sockets / "ctl", self._on_control)
-        await host.in_thread(self.networks.open)
         watch = Watch(
             host.engine.socket, host.factory, on_event=self._keeper.on_event, on_gap=self._keeper.reconcile
         )
@@ -102,10 +102,10 @@ class DockerDriver:
                 await watch.connected.wait()  # before the first look, so that no end falls between them
         except TimeoutError:
             raise Unavailable("the engine gives no events") from None
+        self._fencing = self._tasks.create_task(self.networks.watch(), name="docker-fence")
         tenancy = self._tenancy = await host.in_thread(directories.Tenancy, host.files)
         alone = await host.in_thread(tenancy.alone)
         async with self._learning:  # what we wipe here, nobody may be adopting
-        self._fencing = self._tasks.create_task(self.networks.watch(), name="docker-fence")
             found = await self._keeper.reconcile()
             if alone:  # or else what looks half-made may be another process's, which still makes it
                 await self._sweep(found)
@@ -173,20 +173,20 @@ class DockerDriver:
         if self._tenancy is not None:
             self._tenancy.end()
             self._tenancy = None
+        self.networks.close()
         self._host.roster.clear()
         self._host.engine.close()
         self._host.threads.shutdown(wait=False)
-        self.networks.close()
 
     async def terminate(self) -> None:
         """Destroy every container of this factory and remove all files; for a clean stop."""
         async with asyncio.TaskGroup() as group:
             for one in await self._keeper.found():
                 group.create_task(self.destroy(one.instance))
+        await self.networks.remove_all()
         await self._host.in_thread(directories.remove_everything, self._host.files)
         await self.close()
 
-        await self.networks.remove_all()
     @property
     def _maker(self) -> Maker:
         if self._opened is None:
