@@ -19,6 +19,8 @@ fail() { echo "cannot build the base: $*" >&2; exit 1; }
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 digest=$({ find "$source" -type f -not -path '*/node_modules/*' -print0 | sort -z | xargs -0 cat; cat "$0"; echo "$version" "$(uname -m)"; } \
   | sha256sum | cut -d' ' -f1)
+exec 9>"$(dirname "$target")/.$(basename "$target").lock"
+flock 9
 if [ "$(cat "$target/.digest" 2>/dev/null)" = "$digest" ]; then echo "$target is up to date"; exit 0; fi
 
 work=$(mktemp -d "$target.XXXXXX")
@@ -66,5 +68,5 @@ chmod a+x "$tree"/bin/* 2>/dev/null || true
 echo "$digest" >"$tree/.digest"
 # No new sandbox sees half a tree; those that run lose the old one, so rebuild a base when nobody uses it.
 if [ -e "$target" ]; then mv "$target" "$work/old"; fi
-mv "$tree" "$target"
+mv -T "$tree" "$target"
 echo "$target ($(du -sh "$target" | cut -f1))"
