@@ -1,4 +1,4 @@
-"""A small HTTP and MCP client for tests: over a unix socket, byte for byte, so that tests may also send rubbish."""
+"""A small HTTP and MCP client for tests over a unix socket, byte for byte, so that tests may also send rubbish."""
 
 from __future__ import annotations
 
