@@ -30,6 +30,7 @@ from factory_server.api.http.relay import Relay
 from factory_server.api.profiles import ProfileServicer
 from factory_server.api.registry import RegistryUses
 from factory_server.api.server import Servicers, build_guard, build_server
+from factory_server.api.skills import SkillServicer
 from factory_server.api.tools import ToolServicer, ToolUses
 from factory_server.bus import RedisBus
 from factory_server.core.cursor import CursorCodec
@@ -45,6 +46,7 @@ from factory_server.identity.ca import PART_TTL_S, CertificateAuthority
 from factory_server.identity.directory import IdentityDirectory
 from factory_server.identity.mint import TokenMint
 from factory_server.identity.secretfiles import SecretFiles
+from factory_server.identity.skills import SkillSigner
 from factory_server.services import profiles
 from factory_server.services.audit import AuditLog
 from factory_server.services.broadcast import Broadcasts
@@ -62,6 +64,7 @@ from factory_server.services.tools import ToolRegistry
 from factory_server.services.watch import Feed
 from factory_server.store import PostgresStore
 from factory_server.store.pool import Changed
+from factory_server.store.shelf import Shelf
 from factory_server.upstream import Upstreams
 from wire.channels import server_credentials
 from wire.health import HealthServicer
@@ -186,6 +189,7 @@ class Factory:
             FactoryServicer(registry, facts),
             ProfileServicer(self.parts, codec),
             ToolServicer(self.tool_uses(codec)),
+            SkillServicer(self.parts, self.reconciler.mounts, encoder, codec),
             self.health,
         )
         verifier = TokenVerifier(self.who.mint.jwks)
@@ -251,6 +255,7 @@ async def open_parts(
                 owner,
                 egress=egress,
                 secrets=SecretFiles(settings.home),
+                skills=open_shelf(settings),
                 doorsteps=doorsteps,
             )
             yield parts, store
@@ -259,6 +264,11 @@ async def open_parts(
     finally:
         await driver.close()
         await store.close()
+
+
+def open_shelf(settings: config.Config) -> Shelf:
+    """The skill packs of this home, and the keys that sign them."""
+    return Shelf(settings.home / "skills", SkillSigner.open(settings.home / "pki" / "skills"))
 
 
 def _driver(settings: config.Config) -> Driver:

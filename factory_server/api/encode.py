@@ -80,6 +80,7 @@ class Encoder:
             limits=row.spec.limits,
             health_interval=row.spec.health_interval,
             replicas=row.replicas,
+            skills=row.spec.skills,
         )
         if row.instance is not None:
             message.instance.CopyFrom(

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from factory_server.api.crews import CrewServicer
 from factory_server.api.factory import FactoryServicer
 from factory_server.api.profiles import ProfileServicer
+from factory_server.api.skills import SkillServicer
 from factory_server.api.tools import ToolServicer
 from factory_server.core.errors import FactoryError, Refused
 from factory_server.core.model import AuditRow
@@ -24,6 +25,8 @@ from hyperfactory.v1 import (
     factory_service_pb2_grpc,
     profile_service_pb2,
     profile_service_pb2_grpc,
+    skill_service_pb2,
+    skill_service_pb2_grpc,
     tool_service_pb2,
     tool_service_pb2_grpc,
 )
@@ -40,6 +43,7 @@ DESCRIPTORS = (
     crew_service_pb2.DESCRIPTOR.services_by_name["CrewService"],
     factory_service_pb2.DESCRIPTOR.services_by_name["FactoryService"],
     profile_service_pb2.DESCRIPTOR.services_by_name["ProfileService"],
+    skill_service_pb2.DESCRIPTOR.services_by_name["SkillService"],
     tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],
 )
 
@@ -52,6 +56,7 @@ class Servicers:
     factory: FactoryServicer
     profiles: ProfileServicer
     tools: ToolServicer
+    skills: SkillServicer
     health: HealthServicer
 
 
@@ -76,6 +81,7 @@ def build_server(servicers: Servicers, guard: GuardInterceptor) -> Any:
     factory_service_pb2_grpc.add_FactoryServiceServicer_to_server(servicers.factory, server)
     profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(servicers.profiles, server)
     tool_service_pb2_grpc.add_ToolServiceServicer_to_server(servicers.tools, server)
+    skill_service_pb2_grpc.add_SkillServiceServicer_to_server(servicers.skills, server)
     add_health(servicers.health, server)
     channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # works on grpc.aio, its stub does not know
     names = [d.full_name for d in DESCRIPTORS]

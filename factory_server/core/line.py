@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 from hyperfactory.v1 import agent_service_pb2
@@ -47,6 +47,14 @@ class Line(Protocol):
 
     async def take_back(self, *, deadline_s: float) -> None:
         """Undo `suspend`: the agent works on. Without a suspension nothing happens."""
+
+    async def mount_skill(
+        self, skill: agent_service_pb2.MountedSkill, *, deadline_s: float
+    ) -> Sequence[agent_service_pb2.Tool]:
+        """Register a pack that lies at /skills/<name>; the tools that came. Harmless again. Invalid."""
+
+    async def unmount_skill(self, name: str, *, deadline_s: float) -> None:
+        """Forget a pack, when the calls of its tools have ended. Idempotent."""
 
     async def drain(self, *, grace_s: float) -> None:
         """Let tasks end, up to the grace."""

@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Protocol
 
 from factory_server.core import model
+from factory_server.core.networks import NetworkStore
+from factory_server.core.skill_ports import SkillStore
 from factory_server.core.tools import ToolStore
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
@@ -365,7 +367,9 @@ class ContextStore(Protocol):
 
 class Store(
     CrewStore,
+    SkillStore,
     PoolStore,
+    NetworkStore,
     EventStore,
     BroadcastStore,
     TaskStore,

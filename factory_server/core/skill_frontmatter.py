@@ -105,9 +105,18 @@ def _expect(event: yaml.Event, kind: type[yaml.Event]) -> None:
         raise refused("frontmatter", "the frontmatter is not one YAML document")
 
 
+def _text(value: str) -> str:
+    """What can be stored and sent: an escape may write any character."""
+    if any((letter < " " and letter not in "\n\t") or letter == "\x7f" for letter in value):
+        raise refused("frontmatter-text", "the frontmatter has control characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise refused("frontmatter-text", "the frontmatter has halves of characters")
+    return value
+
+
 def _value(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:
     if isinstance(event, yaml.ScalarEvent):
-        return str(event.value)
+        return _text(event.value)
     if not isinstance(event, yaml.MappingStartEvent) or depth > DEPTH_MAX:
         raise refused("frontmatter", "the frontmatter holds more than texts and a mapping of texts")
     found: dict[str, Any] = {}
@@ -116,5 +125,5 @@ def _value(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:
             raise refused("frontmatter", "a key of the frontmatter is no text")
         if key.value in found:
             raise refused("frontmatter-duplicate", f"the frontmatter says '{key.value[:40]}' twice")
-        found[str(key.value)] = _value(next(events), events, depth + 1)
+        found[_text(key.value)] = _value(next(events), events, depth + 1)
     return found

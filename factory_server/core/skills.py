@@ -26,6 +26,7 @@ TOOLS_KEY: Final = f"{PREFIX}tools"
 TOOLS_MAX: Final = 32
 TOOL_DESCRIPTION_CHARS_MAX: Final = 1024
 SCHEMA_DEPTH_MAX: Final = 8
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 PLAIN, EXECUTABLE = 0o644, 0o755
 RUNNABLE_SUFFIXES: Final = (".py", ".sh")
 SCRIPT_FOLDERS: Final = ("scripts/", "bin/")
@@ -114,6 +115,12 @@ class PackRow:
     key_id: str
     publisher: str
     created_at: datetime | None = None
+    number: int = 0
+
+    @property
+    def place(self) -> str:
+        """Its place in lists: by name, newest first."""
+        return f"{self.pack.name}|{self.number}"
 
 
 def make_pack(entries: Iterable[Entry]) -> tuple[Pack, bytes]:
@@ -146,6 +153,16 @@ def read_pack(files: Sequence[PackFile], content: bytes) -> Pack:
         position += file.size
     pack, _ = make_pack(pieces)
     return pack
+
+
+def describe(name: str, digest: str, frontmatter: Frontmatter, files: Sequence[PackFile]) -> Pack:
+    """A stored pack without its content, as it says itself to be: `is_sound` and `read_pack` check it."""
+    return Pack(name, digest, frontmatter, files, _tools(frontmatter, files))
+
+
+def is_sound(pack: Pack) -> bool:
+    """Whether its files are those of its digest."""
+    return digest_of(pack.files) == pack.digest
 
 
 def digest_of(files: Sequence[PackFile]) -> str:
@@ -272,6 +289,8 @@ def _check_keywords(name: str, schema: Any, depth: int = 1) -> None:
         raise refused("tool-schema", f"the input schema of tool '{name}' is no object, or too deep")
     if unknown := sorted(schema.keys() - SCHEMA_KEYWORDS):
         raise refused("tool-schema", f"the input schema of tool '{name}' says '{unknown[0][:40]}'")
+    if schema.get("$schema", DIALECT) != DIALECT:
+        raise refused("tool-schema", f"the input schema of tool '{name}' is not of {DIALECT}")
     properties = schema.get("properties", {})
     inner = [*properties.values()] if isinstance(properties, dict) else []
     for part in inner + ([schema["items"]] if "items" in schema else []):
@@ -293,6 +312,8 @@ def _json(text: str) -> Any:
         return value if math.isfinite(value) else never(number)
 
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=never, parse_float=finite)
+        found = json.loads(text, object_pairs_hook=once, parse_constant=never, parse_float=finite)
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError) as error:
-        raise refused("tools", f"'{TOOLS_KEY}' is no JSON: {error}") from error
+        raise refused("tools", f"'{TOOLS_KEY}' is no JSON: {type(error).__name__}") from error
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -124,6 +124,20 @@ class GrpcLine:
         """See the port."""
         with _spoken():
             await self._stub.Resume(agent_service_pb2.ResumeRequest(), timeout=deadline_s)
+
+    async def mount_skill(
+        self, skill: agent_service_pb2.MountedSkill, *, deadline_s: float
+    ) -> Sequence[agent_service_pb2.Tool]:
+        """See the port."""
+        request = agent_service_pb2.MountSkillRequest(skill=f"{skill.name}@{skill.digest}", mounted=skill)
+        with _spoken():
+            return list((await self._stub.MountSkill(request, timeout=deadline_s)).tools)
+
+    async def unmount_skill(self, name: str, *, deadline_s: float) -> None:
+        """See the port."""
+        request = agent_service_pb2.UnmountSkillRequest(skill=name)
+        with _spoken():
+            await self._stub.UnmountSkill(request, timeout=deadline_s)
 
     async def drain(self, *, grace_s: float) -> None:
         """See the port."""

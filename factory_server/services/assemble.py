@@ -10,7 +10,7 @@ from factory_server.core import manifest as manifests
 from factory_server.core import model, secrets
 from factory_server.core.errors import Refused
 from factory_server.core.lifecycle import CrewState
-from factory_server.services import networks
+from factory_server.services import networks, skills
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import LEASE_S, Reconciler
 from factory_server.services.requests import key_of
@@ -63,6 +63,7 @@ async def assemble(
 async def _plan(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.CrewPlan:
     manifests.check_size(manifest)
     profiles = await parts.store.get_profiles(sorted({m.profile for m in manifest.members}))
+    await skills.check_manifest(parts, manifest, profiles)
     plan = manifests.plan_crew(manifest, profiles, parts.new_id)
     wanted = {name for agent in plan.agents for name in secrets.named_in(agent.spec)}
     await secrets.required(parts.secrets, wanted, f"assemble crew '{manifest.name}'")

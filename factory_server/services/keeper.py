@@ -17,10 +17,12 @@ from factory_server.services import context, hibernation, provision, teardown
 from factory_server.services.egress import WayOut
 from factory_server.services.hub import REAPER
 from factory_server.services.known import KnownCrew
+from factory_server.services.networks import CrewNetwork
 from factory_server.services.owned import spawn
 from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.provision import Phases
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.skills import Mounts
 from factory_server.services.steps import StepBatcher, replace_step, simple_step
 from factory_server.services.wiring import WIRED, Wiring
 from hyperfactory.v1 import agent_service_pb2
@@ -36,14 +38,18 @@ LOST_FROM = (AgentState.WARMING, AgentState.READY, AgentState.BUSY)
 class Keeper:
     """The one who works on one crew. `run` returns when the crew is gone for good."""
 
-    def __init__(self, crew: str, parts: Parts, sessions: Sessions, incarnation: str = "") -> None:
+    def __init__(
+        self, crew: str, parts: Parts, sessions: Sessions, mounts: Mounts, incarnation: str = ""
+    ) -> None:
         self.crew_id = crew
         self.known = KnownCrew()
         self._parts = parts
         self._sessions = sessions
+        self._mounts = mounts
         self._hibernation = hibernation.Hibernation(parts, sessions)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
+        self._network = CrewNetwork(parts)
         self._batcher = StepBatcher(crew, parts, self.known.committed)
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -133,6 +139,7 @@ class Keeper:
                     await self._pause(pause_s)
             finally:
                 self._wiring.close()
+                self._mounts.stop(self.crew_id)
                 flusher.cancel()
                 for job in self._jobs.values():
                     job.cancel()
@@ -172,6 +179,7 @@ class Keeper:
         await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
+        self._mounts.start(group, self.known.agents.values())
         await self._settle_work()
         return self._start_jobs(group, crew)
 
@@ -350,17 +358,21 @@ class Keeper:
         revision = self.known.crew.last_sequence if self.known.crew else 0
         self._assuming.add(agent.id)
         try:
+            joined = await self._network.join(agent, self.known.crew)
+            if joined is not agent:
+                phases.mark("network")
             await provision.assume(
                 self._parts,
                 self._sessions,
                 self._wiring,
-                agent,
+                joined,
                 crew,
                 revision,
                 self._step,
                 self._rewire,
                 phases,
             )
+            self._mounts.settled(agent)
         except provision.InstanceFailed as failed:
             if provision.state_corrupt(failed.error):
                 await self._batcher.step(hibernation.state_lost(agent, str(failed)))
@@ -403,6 +415,7 @@ class Keeper:
         if crew.wish_gone and self.known.agents.keys() <= self._taken_away:
             await teardown.leave_bus(self._parts, crew.id)
             await self._way_out.close()
+            await self._network.leave(crew)
         await self._rewire()
         if self.settle is not None:
             # Before the last step: with it the crew is gone, and this keeper ends in whatever it does.

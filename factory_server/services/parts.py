@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -12,6 +12,8 @@ from factory_server.core.errors import Unavailable
 from factory_server.core.line import Line
 from factory_server.core.sandbox import Driver
 from factory_server.core.secrets import Secrets
+from factory_server.core.skill_ports import SkillVault
+from factory_server.core.skills import Pack
 from factory_server.services.hub import Hub
 from factory_server.services.images import Images
 from factory_server.services.measures import Measures
@@ -49,6 +51,22 @@ class NoSecrets:
         return {}
 
 
+class NoSkills:
+    """A factory that has no keys for skill packs: none is taken, none is mounted."""
+
+    def sign(self, _digest: str) -> tuple[str, bytes]:
+        """Never."""
+        raise Unavailable("this factory takes no skill packs")
+
+    def verify(self, _digest: str, _key_id: str, _signature: bytes) -> bool:
+        """Nobody's signature is known."""
+        return False
+
+    async def place(self, pack: Pack, _content: Callable[[], Awaitable[bytes]]) -> str:
+        """Never."""
+        raise Unavailable(f"this factory cannot lay out skill pack '{pack.ref}'")
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The ports behind the use cases. `owner` names this process in leases."""
@@ -65,6 +83,7 @@ class Parts:
     entropy: Callable[[int], bytes] = os.urandom
     egress: ports.Egress = field(default_factory=NoEgress)
     secrets: Secrets = field(default_factory=NoSecrets)
+    skills: SkillVault = field(default_factory=NoSkills)
     doorsteps: str = ""
     """Directory of sockets at which mates wake members that hibernate; '' for none."""
     images: Images = field(init=False)

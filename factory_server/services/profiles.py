@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from factory_server.core import model
 from factory_server.core import profiles as checks
 from factory_server.core.errors import FieldViolation, Invalid, Stale
+from factory_server.services import skills
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
 from hyperfactory.v1 import profile_service_pb2, types_pb2
@@ -61,6 +62,7 @@ async def create(
             "cannot create profile: spec is missing",
             violations=[FieldViolation("profile.spec", "is missing", "REQUIRED")],
         )
+    await skills.check_pins(parts, {"profile.spec.skills": given.spec.skills})
     row = await _row(parts, given.name, given.spec, "DRAFT", given.description)
     if request.validate_only:
         return row
@@ -77,6 +79,7 @@ async def update(
     if await parts.store.find_request(key) is None and given.etag and given.etag != etag_of(now):
         raise Stale(f"profile '{now.name}' has changed: its etag is not '{given.etag}'")
     spec, description = _merged(now, given, request.update_mask)
+    await skills.check_pins(parts, {"profile.spec.skills": spec.skills})
     stage = "DRAFT" if digest_of(spec) != now.digest else now.stage
     row = await _row(parts, now.name, spec, stage, description)
     if request.validate_only:

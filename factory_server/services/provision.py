@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import replace as with_fields
 
 from factory_server.core import model, reconcile, secrets
-from factory_server.core.errors import FactoryError, Invalid, Refused
+from factory_server.core.errors import DigestMismatch, FactoryError, Invalid, Refused
 from factory_server.core.lifecycle import TERMINAL, AgentEvent, AgentState
 from factory_server.core.line import Line
 from factory_server.core.sandbox import Limits, SandboxSpec
+from factory_server.services import skills
 from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.sessions import Sessions
 from factory_server.services.wiring import Wiring
@@ -186,6 +187,7 @@ async def assume(
         egress=wiring.leads_out,
         state=await _saved(parts, agent),
         secrets=await _secrets(parts, agent),
+        skills=await _skills(parts, agent),
     )
     request.spec.scope = agent.scope
     phases.mark("identify")
@@ -221,6 +223,14 @@ async def assume(
     phases.ended = True
     parts.measures.spawn_s.labels("warm" if ready.warm else "cold").observe(phases.whole_s())
     return ready
+
+
+async def _skills(parts: Parts, agent: model.AgentRow) -> list[agent_service_pb2.MountedSkill]:
+    """The row's packs, shown in the instance. A pack that is not what its pin says is so for every instance."""
+    try:
+        return await skills.lay_out(parts, agent)
+    except DigestMismatch as error:
+        raise InstanceFailed(error) from error
 
 
 async def _assumed(line: Line, request: agent_service_pb2.AssumeRequest, deadline_s: float) -> None:

@@ -14,12 +14,14 @@ from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
 from factory_server.services.hibernation import Hibernation
-from factory_server.services.hub import POOL, REAPER
+from factory_server.services.hub import NETWORKS, POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
+from factory_server.services.networks import NetworkLane
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.pool import PoolLane
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.skills import Mounts
 from factory_server.services.steps import narrate
 from factory_server.services.sweeper import Sweeper
 from factory_server.services.teardown import destroy_instance
@@ -55,7 +57,9 @@ class Reconciler:
         self._incarnation = ""
         self._group: asyncio.TaskGroup | None = None
         self._pool = PoolLane(parts, sessions.lines, self.busy)
+        self._networks = NetworkLane(parts, self.busy)
         self.hibernation = Hibernation(parts, sessions)
+        self.mounts = Mounts(parts, sessions)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None
         self.ready = asyncio.Event()
@@ -118,6 +122,7 @@ class Reconciler:
         return {
             "scan": self._every(SCAN_S, "scan", self._scan),
             "reaper": self._on_ring(REAPER, REAP_S, "reaper", self._reap),
+            "networks": self._on_ring(NETWORKS, REAP_S, "networks", self._networks.tend),
             "pool": self._on_ring(POOL, REAP_S, "pool", self._pool.fill),
             "sweep": self._every(SWEEP_S, "sweep", self._sweeper.sweep),
             "bus": self._every(BUS_WATCH_S, "bus", self._watch_bus),
@@ -179,7 +184,7 @@ class Reconciler:
     def _keep(self, crew: str) -> Keeper:
         keeper = self._keepers.get(crew)
         if keeper is None and self._group is not None:
-            keeper = Keeper(crew, self._parts, self._sessions, self._incarnation)
+            keeper = Keeper(crew, self._parts, self._sessions, self.mounts, self._incarnation)
             keeper.settle = self.settle
             self._keepers[crew] = keeper
             self._held_at[crew] = time.monotonic()

@@ -16,10 +16,12 @@ from factory_server.store.hibernation import Hibernation
 from factory_server.store.instances import Instances
 from factory_server.store.leases import Leases
 from factory_server.store.migrate import load, migrate
+from factory_server.store.networks import Networks
 from factory_server.store.pool import CALL_MAX_S, Changed, Database
 from factory_server.store.pools import Pools
 from factory_server.store.profiles import Profiles
 from factory_server.store.requests import Requests
+from factory_server.store.skills import Skills
 from factory_server.store.steps import Steps
 from factory_server.store.tasks import Tasks
 from factory_server.store.tools import Tools
@@ -37,11 +39,13 @@ class PostgresStore(
     Leases,
     Instances,
     Pools,
+    Networks,
     Events,
     Broadcasts,
     Tasks,
     Tools,
     Profiles,
+    Skills,
     Context,
     Requests,
     Audit,

@@ -40,7 +40,9 @@ CONSTRAINTS: Mapping[str, Callable[[psycopg.Error], FactoryError]] = {
     "agent_generation_rises": _raced("a newer generation of the agent exists"),
     "instance_one_per_generation": _raced("this generation of the agent has an instance"),
     "instance_pkey": _raced("the instance exists"),
+    "network_one_per_crew": _raced("the crew has a network"),
     "event_pkey": _raced("another writer appended this event"),
+    "skill_pack_pkey": _raced("the skill pack exists"),
     "receipt_ordinal": _raced("another writer recorded this receipt"),
     "agent_state_size": lambda _: Exhausted("cannot keep a state of more than 16 MiB", quota="state bytes"),
 }

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from hibernation_suite import HibernationSuite
+from skills_suite import SkillSuite
 from store_suite import StoreSuite
 from tools_suite import ToolsSuite
 
@@ -13,7 +14,7 @@ from factory_server.core.ports import Store
 from factory_server.store import PostgresStore
 
 
-class TestPostgresStore(StoreSuite, HibernationSuite, ToolsSuite):
+class TestPostgresStore(StoreSuite, HibernationSuite, ToolsSuite, SkillSuite):
     """The store on a real PostgreSQL."""
 
     @pytest.fixture

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from agent_runtime.paths import Paths
 from agent_runtime.runtime import Runtime
-from factory_server.__main__ import Factory, Identities, open_identities
+from factory_server.__main__ import Factory, Identities, open_identities, open_shelf
 from factory_server.bus import RedisBus
 from factory_server.config import Config
 from factory_server.core.line import Line
@@ -147,6 +147,7 @@ class Site:
             lambda control: wrap("line", self.open_line(control)),
             owner,
             measures=Measures(CollectorRegistry()),
+            skills=open_shelf(self.config()),
         )
         plant = Plant(Factory(self.config(), parts, store, self.who), parts, store, driver, bus)
         await profiles.ensure_built_in(plant.parts)

@@ -49,6 +49,7 @@ DEFECTS = {
     "request_pkey",
     "schema_migration_pkey",
     "secret_pkey",
+    "skill_pack_size",
     "task_ends_once",
     "task_of_agent",
     "task_phase_known",

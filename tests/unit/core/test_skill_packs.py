@@ -78,6 +78,9 @@ def test_what_is_stored_is_read_back_and_checked() -> None:
         ("frontmatter-tag", front("name: !x y")),
         ("frontmatter-duplicate", front("name: a\nname: b")),
         ("frontmatter-duplicate", front("name: a\ndescription: b\nmetadata: {x: '1', x: '2'}")),
+        ("frontmatter-text", front('name: a\ndescription: "b\\0"')),
+        ("frontmatter-text", front('name: a\ndescription: "\\ud800"')),
+        ("frontmatter-text", front('name: a\ndescription: b\nmetadata: {"a\\u001b": b}')),
         ("frontmatter-field", front("name: a\ndescription: b\ntools: c")),
         ("frontmatter-field", front("name: a\ndescription: b\n<<: {name: c}")),
         ("frontmatter-field", front("name: {a: b}\ndescription: b")),
@@ -122,6 +125,7 @@ def test_values_stay_text() -> None:
     [
         ("tools", "{"),
         ("tools", "{}"),
+        ("tools", '[{"name": "a", "description": "\\ud800", "script": "scripts/count.py"}]'),
         ("tools", "[" * 20_000),
         ("tools", '[{"name": "a", "name": "b"}]'),
         ("tools", json.dumps([tool(), tool()])),
@@ -140,6 +144,10 @@ def test_values_stay_text() -> None:
         ("tools", '[{"name": "a", "description": "b", "script": "c", "input_schema": {"minimum": NaN}}]'),
         ("tools", '[{"name": "a", "description": "b", "script": "c", "input_schema": {"minimum": 1e999}}]'),
         ("tool-schema", json.dumps([tool(input_schema=[])])),
+        (
+            "tool-schema",
+            json.dumps([tool(input_schema={"$schema": "http://json-schema.org/draft-04/schema"})]),
+        ),
         ("tool-schema", json.dumps([tool(input_schema={"type": "string"})])),
         ("tool-schema", json.dumps([tool(input_schema={"$ref": "http://x"})])),
         ("tool-schema", json.dumps([tool(input_schema={"properties": {"a": {"pattern": "(a+)+"}}})])),
@@ -182,8 +190,25 @@ def test_allowed_tools_narrow_and_never_widen(allowed: str | None, offered: list
 
 
 def test_every_schema_that_is_taken_is_one_that_the_runtime_checks() -> None:
-    assert skills.SCHEMA_KEYWORDS <= runtime_schema._KNOWN
-    for item in pack_of(with_tools(tool())).tools:
+    text = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 9,
+        "enum": ["a"],
+        "default": "a",
+        "examples": ["a"],
+    }
+    number = {"type": "number", "minimum": 1, "maximum": 2, "title": "Number", "description": "A number."}
+    rows = {"type": "array", "items": text, "minItems": 1, "maxItems": 2}
+    whole = {
+        "$schema": skills.DIALECT,
+        "type": "object",
+        "properties": {"text": text, "number": number, "rows": rows},
+        "required": ["text"],
+        "additionalProperties": False,
+    }
+    assert {*text, *number, *rows, *whole} == skills.SCHEMA_KEYWORDS
+    for item in pack_of(with_tools(tool(input_schema=whole))).tools:
         runtime_schema.check_schema(item.input_schema)
 
 
