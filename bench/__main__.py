@@ -1,4 +1,4 @@
-"""Measure the figures on this machine: `python -m bench [--only NAME …] [--quick] [--rounds N]`."""
+"""Measure the figures on this machine: `python -m bench [--only NAME …] [--driver docker] [--quick]`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bench.bench import Bench, open_bench
 from bench.catalogue import FIGURES
 from bench.line import Result
 from bench.stack import running_stack
+from bench.targets import BY_DRIVER
 from factory_cli import leaks
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,18 +33,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, to see that it works")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"samples of a cheap figure ({ROUNDS})")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and the page go")
+    parser.add_argument(
+        "--driver", default="namespaces", choices=list(BY_DRIVER), help="what makes sandboxes"
+    )
     args = parser.parse_args()
     rounds = QUICK_ROUNDS if args.quick else args.rounds
     chosen = [name for name in FIGURES if not args.only or name in args.only]
-    raise SystemExit(uvloop.run(_run(chosen, rounds, args.results)))
+    raise SystemExit(uvloop.run(_run(chosen, rounds, args.results, args.driver)))
 
 
-async def _run(chosen: Sequence[str], rounds: int, folder: Path) -> int:
+async def _run(chosen: Sequence[str], rounds: int, folder: Path, driver: str) -> int:
     _end_on_sigterm()
     console = Console()
     if console.width < report.MIN_WIDTH and not console.is_terminal:
         console = Console(width=report.MIN_WIDTH)
-    async with running_stack() as stack:
+    async with running_stack(driver) as stack:
         async with open_bench(stack, rounds) as bench:
             results = [await _one(console, bench, name, folder) for name in chosen]
             await bench.set_pool(0)
@@ -64,6 +68,8 @@ def _end_on_sigterm() -> None:
 async def _one(console: Console, bench: Bench, name: str, folder: Path) -> Result:
     load, since = os.getloadavg(), time.perf_counter()
     result = await FIGURES[name](bench)
+    if bench.stack.driver != "namespaces":
+        result.figure += f"-{bench.stack.driver}"
     result.load, result.took_s = load, time.perf_counter() - since
     report.write(folder, result)
     for line in result.lines:

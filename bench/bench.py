@@ -14,10 +14,12 @@ import grpc.aio
 from google.protobuf.json_format import ParseDict
 
 from bench.connection import Caller, FactoryStubs, agent_stub
-from bench.floors import Floors, open_floors
+from bench.containers import docker_run
+from bench.floors import Floors, bare_start, open_floors
 from bench.quiet import QuietGate
 from bench.samples import Samples
 from bench.stack import Stack
+from bench.targets import BY_DRIVER, Targets
 from hyperfactory.v1 import agent_service_pb2 as ap
 from hyperfactory.v1 import crew_service_pb2 as cp
 from hyperfactory.v1 import factory_service_pb2 as fp
@@ -42,6 +44,24 @@ class Bench:
     gate: QuietGate = field(default_factory=QuietGate)
     shared: AsyncExitStack = field(default_factory=AsyncExitStack)
     _hundred: tp.Crew | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What this driver should reach."""
+        return BY_DRIVER[self.stack.driver]
+
+    @property
+    def cold_floor_name(self) -> str:
+        """What `cold_floor` measures."""
+        return (
+            "`docker run` of a bare server"
+            if self.stack.driver == "docker"
+            else "bare python grpc server start"
+        )
+
+    async def cold_floor(self, count: int = 1) -> float:
+        """Milliseconds that so many new instances need at least, all at once."""
+        return await (docker_run(count) if self.stack.driver == "docker" else bare_start(count))
 
     def some(self, part: float, least: int = 3) -> int:
         """So many rounds of a figure that is dearer than others."""

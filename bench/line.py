@@ -17,6 +17,8 @@ class Target:
     p50_min: float | None = None
     ratio_max: float | None = None
     ratio_min: float | None = None
+    slack: float = 0.0
+    """Added to what `ratio_max` allows, in the samples' unit."""
 
     def __str__(self) -> str:
         parts = {
@@ -26,7 +28,8 @@ class Target:
             "ratio ≤": self.ratio_max,
             "ratio ≥": self.ratio_min,
         }
-        return ", ".join(f"{name} {bound:g}" for name, bound in parts.items() if bound is not None)
+        said = ", ".join(f"{name} {bound:g}" for name, bound in parts.items() if bound is not None)
+        return f"{said} + {self.slack:g}" if self.slack else said
 
 
 @dataclass(slots=True)
@@ -48,6 +51,11 @@ class Line:
             return math.nan
         return self.samples.at(50) / self.floor.at(50)
 
+    def _ratio_without(self, slack: float) -> float:
+        if not slack or self.floor is None or not self.floor.counted or not self.samples.counted:
+            return self.ratio
+        return (self.samples.at(50) - slack) / self.floor.at(50)
+
     @property
     def met(self) -> bool | None:
         """Whether every bound holds; None where none is set."""
@@ -56,7 +64,7 @@ class Line:
             (target.p50_max, self.samples.at(50), 1),
             (target.p99_max, self.samples.at(99), 1),
             (target.p50_min, self.samples.at(50), -1),
-            (target.ratio_max, self.ratio, 1),
+            (target.ratio_max, self._ratio_without(target.slack), 1),
             (target.ratio_min, self.ratio, -1),
         )
         asked = [found * sign <= bound * sign for bound, found, sign in bounds if bound is not None]

@@ -29,6 +29,7 @@ class Stack:
 
     home: Path
     pid: int
+    driver: str = "namespaces"
 
     @property
     def client(self) -> dict[str, str]:
@@ -69,11 +70,11 @@ def environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running_stack() -> AsyncIterator[Stack]:
-    """Start a stack, and stop it cleanly at the end."""
+async def running_stack(driver: str) -> AsyncIterator[Stack]:
+    """Start a stack with this driver, and stop it cleanly at the end."""
     home = Path(tempfile.mkdtemp(prefix="hfb", dir="/tmp"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "embedded", "--home", str(home)),
+        *(sys.executable, "-m", "embedded", "--home", str(home), "--driver", driver),
         cwd=ROOT,
         env=environment(),
         stdin=asyncio.subprocess.DEVNULL,
@@ -84,7 +85,7 @@ async def running_stack() -> AsyncIterator[Stack]:
     assert process.stdout is not None
     try:
         await _until_ready(process.stdout)
-        yield Stack(home, process.pid)
+        yield Stack(home, process.pid, driver)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)

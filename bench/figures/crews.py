@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 
 from bench.bench import Bench, attempt
-from bench.floors import bare_start
 from bench.line import Line, Result, Target
 from bench.samples import Samples
 from hyperfactory.v1 import crew_service_pb2 as cp
 
-TARGETS = {(3, "warm"): 30, (3, "cold"): 120, (10, "warm"): 80, (10, "cold"): 300}
 HOW = (
     "AssembleCrew of one generic group through the gateway, waiting for READY; then a Describe to every member "
     "by name through the gateway, each on a new connection, all at once. Warm: the pool holds as many as the "
-    "crew. The floor of cold is as many bare Python grpc servers started at once, of warm an empty RPC + one "
-    "commit. The specification asks for 10 s."
+    "crew. The floor of cold is as many bare Python grpc servers (with Docker: each in a container) started at "
+    "once, of warm an empty RPC + one commit. The specification asks for 10 s."
 )
 
 
 async def measure(bench: Bench) -> Result:
     """All four."""
     lines: list[Line] = []
-    for size, kind in TARGETS:
+    for size, kind in bench.targets.crews:
         lines += await _crews(bench, size, kind)
     return Result("crews", HOW, lines)
 
@@ -44,8 +42,8 @@ async def _crews(bench: Bench, size: int, kind: str) -> list[Line]:
             _take_phases(phases, answer.report)
             await bench.disband(answer.crew.id)
     note = "; ".join(f"{name} {samples.at(50):.1f}" for name, samples in phases.items())
-    target = Target(p50_max=TARGETS[size, kind])
-    beside = "empty RPC + one commit" if kind == "warm" else f"{size} bare servers at once"
+    target = Target(p50_max=bench.targets.crews[size, kind])
+    beside = "empty RPC + one commit" if kind == "warm" else f"{size} × {bench.cold_floor_name} at once"
     name = f"crew of {size} {kind}"
     return [
         Line(f"{name} → reply", reply, target, floor, beside, note=f"p50 of phases, ms: {note}"),
@@ -54,7 +52,7 @@ async def _crews(bench: Bench, size: int, kind: str) -> list[Line]:
 
 
 async def _floor(bench: Bench, size: int, kind: str) -> float:
-    return await (bench.floors.call_and_commit() if kind == "warm" else bare_start(size))
+    return await (bench.floors.call_and_commit() if kind == "warm" else bench.cold_floor(size))
 
 
 def _take_phases(phases: defaultdict[str, Samples], report: cp.AssemblyReport) -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import grpc.aio
 
 from bench.bench import CALL_WITHIN_S, Bench, attempt
-from bench.line import Line, Result, Target
+from bench.line import Line, Result
 from bench.samples import Samples
 from hyperfactory.v1 import factory_service_pb2 as fp
 from hyperfactory.v1 import types_pb2 as tp
@@ -56,7 +56,7 @@ async def _kills(bench: Bench, kind: str, pool: int, rounds: int) -> list[Line]:
                 called.fail(f"generation {described.generation} answered for {successor.generation}")
         await bench.disband(agent.crew)
     name = f"killed → READY ({kind} replacement)"
-    target = Target(p50_max=80, p99_max=400)
+    target = bench.targets.heal
     beside = "empty RPC + one commit"
     return [
         Line(name, ready, target, floor, beside),

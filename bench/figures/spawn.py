@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bench.bench import Bench, attempt
-from bench.floors import bare_start
-from bench.line import Line, Result, Target
+from bench.line import Line, Result
 from bench.samples import Samples
 
 POOL = 4
@@ -25,12 +24,12 @@ async def _cold(bench: Bench) -> list[Line]:
     await bench.set_pool(0)
     for _ in range(bench.some(1)):
         quiet = await bench.gate.wait()
-        floor.add(await bare_start(), quiet=quiet)
+        floor.add(await bench.cold_floor(), quiet=quiet)
         await _one(bench, reply, called)
-    name = "bare python grpc server start"
+    name = bench.cold_floor_name
     return [
-        Line("cold spawn → reply", reply, Target(p50_max=40, p99_max=150), floor, name),
-        Line("cold spawn → reply + first call", called, Target(p50_max=40, p99_max=150), floor, name),
+        Line("cold spawn → reply", reply, bench.targets.cold, floor, name),
+        Line("cold spawn → reply + first call", called, bench.targets.cold, floor, name),
     ]
 
 
@@ -44,8 +43,8 @@ async def _warm(bench: Bench) -> list[Line]:
         await _one(bench, reply, called)
     name = "empty RPC + one synchronous commit"
     return [
-        Line("warm spawn → reply", reply, Target(p50_max=12, p99_max=50), floor, name),
-        Line("warm spawn → reply + first call", called, Target(p50_max=12, p99_max=50), floor, name),
+        Line("warm spawn → reply", reply, bench.targets.warm, floor, name),
+        Line("warm spawn → reply + first call", called, bench.targets.warm, floor, name),
     ]
 
 
