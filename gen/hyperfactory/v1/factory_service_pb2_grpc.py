@@ -209,8 +209,8 @@ class FactoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AcquireAgent(self, request, context):
-        """Locks a READY agent (READY → BUSY) for the caller until the lease ends. FAILED_PRECONDITION with
-        LEASE_HELD where another has it.
+        """Locks a READY agent (READY → BUSY) for the caller until the lease ends; one that hibernates is woken for it.
+        FAILED_PRECONDITION with LEASE_HELD where another has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,8 +60,8 @@ class FactoryServiceStub:
     RetryAgent: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.RetryAgentRequest, _factory_service_pb2.RetryAgentResponse]
     """Tries a FAILED agent again."""
     AcquireAgent: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.AcquireAgentRequest, _factory_service_pb2.AcquireAgentResponse]
-    """Locks a READY agent (READY → BUSY) for the caller until the lease ends. FAILED_PRECONDITION with
-    LEASE_HELD where another has it.
+    """Locks a READY agent (READY → BUSY) for the caller until the lease ends; one that hibernates is woken for it.
+    FAILED_PRECONDITION with LEASE_HELD where another has it.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.RenewLeaseRequest, _factory_service_pb2.RenewLeaseResponse]
     """Prolongs a lease that the caller holds."""
@@ -122,8 +122,8 @@ class FactoryServiceAsyncStub(FactoryServiceStub):
     RetryAgent: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.RetryAgentRequest, _factory_service_pb2.RetryAgentResponse]  # type: ignore[assignment]
     """Tries a FAILED agent again."""
     AcquireAgent: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.AcquireAgentRequest, _factory_service_pb2.AcquireAgentResponse]  # type: ignore[assignment]
-    """Locks a READY agent (READY → BUSY) for the caller until the lease ends. FAILED_PRECONDITION with
-    LEASE_HELD where another has it.
+    """Locks a READY agent (READY → BUSY) for the caller until the lease ends; one that hibernates is woken for it.
+    FAILED_PRECONDITION with LEASE_HELD where another has it.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.RenewLeaseRequest, _factory_service_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Prolongs a lease that the caller holds."""
@@ -241,8 +241,8 @@ class FactoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _factory_service_pb2.AcquireAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_factory_service_pb2.AcquireAgentResponse, _abc.Awaitable[_factory_service_pb2.AcquireAgentResponse]]:
-        """Locks a READY agent (READY → BUSY) for the caller until the lease ends. FAILED_PRECONDITION with
-        LEASE_HELD where another has it.
+        """Locks a READY agent (READY → BUSY) for the caller until the lease ends; one that hibernates is woken for it.
+        FAILED_PRECONDITION with LEASE_HELD where another has it.
         """
 
     @_abc_1.abstractmethod
