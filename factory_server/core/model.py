@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
+from factory_server.core.networks import NetworkWish
 from hyperfactory.v1 import crew_service_pb2, events_pb2, types_pb2
 
 
@@ -37,6 +38,8 @@ class InstanceRow:
     direct: str = ""
     host_pid: int = 0
     container_id: str = ""
+    address: str = ""
+    """On its crew's network, once it is a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class CrewPlan:
     manifest: crew_service_pb2.CrewManifest
     agents: Sequence[AgentPlan]
     solo: bool = False
+    network: NetworkWish | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ POOL = "pool"
 """Rung when the warm pool may need filling."""
 REAPER = "reaper"
 """Rung when an instance shall be destroyed."""
+NETWORKS = "networks"
+"""Rung when crews' networks may need filling, or removing."""
 
 
 class Subscription:

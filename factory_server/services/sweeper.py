@@ -10,6 +10,7 @@ from factory_server.core import model
 from factory_server.core.errors import FactoryError, NotFound
 from factory_server.core.lifecycle import CREW_ENDED, AgentState
 from factory_server.core.model import InstanceState
+from factory_server.services import networks
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import Parts
 from factory_server.services.pool import CREATE_DEADLINE_S
@@ -42,7 +43,7 @@ class Sweeper:
             raise errors[0]
 
     async def _errors(self) -> AsyncIterator[FactoryError]:
-        for sweep in (self._sweep_instances, self._sweep_bus, self._sweep_egress):
+        for sweep in (self._sweep_instances, self._sweep_networks, self._sweep_bus, self._sweep_egress):
             try:
                 async for work in sweep():
                     try:
@@ -111,6 +112,9 @@ class Sweeper:
             if await self._crew_is_gone(crew):
                 self._parts.measures.swept.labels("egress").inc()
                 yield self._parts.egress.close(crew)
+
+    def _sweep_networks(self) -> AsyncIterator[Awaitable[None]]:
+        return networks.sweep(self._parts, self._crew_is_gone)
 
     async def _crew_is_gone(self, crew: str) -> bool:
         try:

@@ -19,7 +19,7 @@ from factory_server.core.model import (
     RequestKey,
 )
 from factory_server.core.ports import Assembled, RegistryDelta
-from factory_server.store import encode, moves
+from factory_server.store import encode, moves, networks
 from factory_server.store.locked import LockedCrew, claim, lock_crew
 from factory_server.store.moves import Move, Plan
 from factory_server.store.pool import Part, Transaction, columns
@@ -44,6 +44,8 @@ class Crews(Part):
                 return Assembled(await read_crew(transaction, earlier), replayed=True)
             now = (await transaction.one("database_now"))["now"]
             await _insert_crew(transaction, plan, now, owner, lease_s)
+            if plan.network is not None:
+                await networks.take(transaction, plan.id, plan.network)
             crew = _fresh(transaction, plan, now)
             crew.events.append(encode.crew_moved(None, CrewState.ASSEMBLING, actor, REQUESTED, ""))
             await add_agents(crew, plan.agents, actor)

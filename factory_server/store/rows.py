@@ -57,6 +57,7 @@ def _carrier(r: DictRow) -> InstanceRow:
         direct=r["i_direct"],
         host_pid=r["i_host_pid"],
         container_id=r["i_container_id"],
+        address=r["i_address"],
     )
 
 
@@ -73,6 +74,7 @@ def instance_row(r: DictRow) -> InstanceRow:
         direct=r["direct"],
         host_pid=r["host_pid"],
         container_id=r["container_id"],
+        address=r["address"],
     )
 
 

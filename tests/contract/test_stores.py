@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from hibernation_suite import HibernationSuite
+from network_store_suite import NetworksSuite
 from skills_suite import SkillSuite
 from store_suite import StoreSuite
 from tools_suite import ToolsSuite
