@@ -31,6 +31,7 @@ from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskConte
 from agent_runtime.servers.servers import Servers
 from agent_runtime.signals import Inbox
 from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
+from agent_runtime.tools.memory import Hit, MemoryTools
 from agent_runtime.tools.registry import Log, Outcome, Registry, Report, Round, Tool, may_write, unheard
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import (
@@ -70,6 +71,8 @@ class AssumedAgent:
         self.gate = Gate()
         self.tasks = TaskRunner(self.gate)
         self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX)
+        self.memory = MemoryTools.of(parts.context, parts.model)
+        self.memory.offer(parts.registry)
         self._chats = 0
         self._owner = TaskOwner()
         self._draining = False
@@ -198,6 +201,11 @@ class AssumedAgent:
                 self.parts.context.memory.forget(key)
             else:
                 self.parts.context.memory.put(key, value)
+
+    async def search_memory(self, query: str, limit: int) -> Sequence[Hit]:
+        """What is remembered that is most like the query, best first."""
+        with self.gate.pass_through():
+            return await self.memory.search(query, limit)
 
     async def suspend(self, idle_for_s: float = 0.0) -> Blob:
         """The state, after which no new work is taken: what it would change, the blob would not hold."""

@@ -111,6 +111,13 @@ class Bus:
         reply = await self._retried(lambda connection: connection.call("HGET", name, key))
         return entries.stored(reply)[0]
 
+    async def texts(self) -> dict[str, str]:
+        """Every value of the shared context as JSON, by key."""
+        reply = await self._retried(lambda connection: connection.call("HGETALL", self._context))
+        parts = [entries.text(part) for part in entries.items(reply)]
+        found = {key: entries.stored(text)[0] for key, text in zip(parts[::2], parts[1::2], strict=True)}
+        return {key: entries.encode(one.value) for key, one in found.items() if one.version}
+
     async def put(self, key: str, value: Any, *, if_version: int | None = None) -> int:
         """Write to the shared context and return the new version; `Refused` unless the version is as expected."""
         return await self._write(key, entries.encode(value), if_version)

@@ -43,6 +43,10 @@ class Memory:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def texts(self) -> Mapping[str, str]:
+        """Every value as the JSON it is kept in, by key; to be read, not to be changed."""
+        return self._values
+
     def put(self, key: str, value: Any) -> None:
         """Remember a JSON value. `Exhausted` when it, the number of keys or the whole is too large."""
         self._put_text(key, _encode(value))

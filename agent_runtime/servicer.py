@@ -151,7 +151,10 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def SearchMemory(  # noqa: N802
         self, request: pb.SearchMemoryRequest, context: Any
     ) -> pb.SearchMemoryResponse:
-        raise _not_yet("SearchMemory")
+        hits = await self._instance.agent().search_memory(request.query, request.limit)
+        return pb.SearchMemoryResponse(
+            hits=[pb.MemoryHit(key=hit.key, value=to_value(hit.value), score=hit.score) for hit in hits]
+        )
 
     async def MountSkill(self, request: pb.MountSkillRequest, context: Any) -> pb.MountSkillResponse:  # noqa: N802
         raise _not_yet("MountSkill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent_runtime.assumed import AssumedAgent
+from agent_runtime.completions import Completions
 from agent_runtime.front import Front
 from agent_runtime.http.messages import Request, Response, json_response
 from agent_runtime.http.server import Routes
@@ -19,7 +20,9 @@ def routes(agent: AssumedAgent) -> Routes:
         serving = agent.gate.open
         return json_response({"status": "SERVING" if serving else "NOT_SERVING"}, 200 if serving else 503)
 
+    chat = Completions(agent).routes()
     return {
+        **{path: {verb: front.guarded(h) for verb, h in of.items()} for path, of in chat.items()},
         "/health": {"GET": health},
         PATH: {
             "POST": front.guarded(mcp.post),

@@ -61,6 +61,7 @@ from factory_server.services.sessions import Sessions
 from factory_server.services.tasks import Tasks
 from factory_server.services.tool_calls import ToolCalls
 from factory_server.services.tools import ToolRegistry
+from factory_server.services.vectors import VectorSpaces
 from factory_server.services.watch import Feed
 from factory_server.store import PostgresStore
 from factory_server.store.pool import Changed
@@ -183,6 +184,7 @@ class Factory:
             encoder,
             codec,
             self.draining,
+            VectorSpaces(self.parts),
         )
         servicers = Servicers(
             CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard

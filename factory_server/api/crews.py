@@ -22,6 +22,7 @@ from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.tasks import Tasks
+from factory_server.services.vectors import VectorSpaces
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2_grpc, events_pb2
 from hyperfactory.v1 import crew_service_pb2 as pb
 
@@ -40,6 +41,7 @@ class CrewUses:
     encoder: Encoder
     codec: CursorCodec
     draining: asyncio.Event
+    vectors: VectorSpaces
 
 
 class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
@@ -224,6 +226,18 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
         changes = context.watch(self._u.parts, request.crew, request.prefix, self._u.draining)
         async for rows, synced in changes:
             yield pb.WatchContextResponse(entries=[encode.context_entry(r) for r in rows], synced=synced)
+
+    # Vectors
+
+    async def UpsertVectors(
+        self, request: pb.UpsertVectorsRequest, context_: Any
+    ) -> pb.UpsertVectorsResponse:
+        return pb.UpsertVectorsResponse(upserted=await self._u.vectors.upsert(request, actor()))
+
+    async def SearchVectors(
+        self, request: pb.SearchVectorsRequest, context_: Any
+    ) -> pb.SearchVectorsResponse:
+        return pb.SearchVectorsResponse(hits=await self._u.vectors.search(request))
 
     def _crew(self, row: model.CrewRow) -> Any:
         scope = _watch_scope(row.id, pb.EventFilter())

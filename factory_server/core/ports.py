@@ -15,6 +15,7 @@ from factory_server.core import model
 from factory_server.core.networks import NetworkStore
 from factory_server.core.skill_ports import SkillStore
 from factory_server.core.tools import ToolStore
+from factory_server.core.vectors import VectorStore
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
 
@@ -376,6 +377,7 @@ class Store(
     ToolStore,
     ProfileStore,
     ContextStore,
+    VectorStore,
     Protocol,
 ):
     """Everything kept."""

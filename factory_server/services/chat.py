@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from factory_server.core import model, ports
+from factory_server.core import model
 from factory_server.core.errors import Denied, NotFound, Unavailable
 from factory_server.core.lifecycle import TERMINAL
+from factory_server.core.line import Line
 from factory_server.services.parts import Parts
 from factory_server.services.reach import Reach
 from factory_server.services.sessions import Sessions
@@ -75,7 +76,7 @@ class Chats:
         deadline_s: float,
     ) -> AsyncGenerator[agent_service_pb2.ChatResponse, None]:
         session = self._sessions.get(agent.id)
-        own: ports.Line | None = None
+        own: Line | None = None
         if session is not None and session.generation == agent.generation:
             line = session.line
         elif agent.instance is None:

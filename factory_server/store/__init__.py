@@ -25,6 +25,7 @@ from factory_server.store.skills import Skills
 from factory_server.store.steps import Steps
 from factory_server.store.tasks import Tasks
 from factory_server.store.tools import Tools
+from factory_server.store.vectors import Vectors
 
 __all__ = ["Changed", "PostgresStore"]
 
@@ -44,6 +45,7 @@ class PostgresStore(
     Broadcasts,
     Tasks,
     Tools,
+    Vectors,
     Profiles,
     Skills,
     Context,

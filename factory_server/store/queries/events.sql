@@ -74,6 +74,7 @@ health AS (DELETE FROM agent_health h USING agent a, gone g WHERE a.crew = g.id 
 tasks AS (DELETE FROM task t USING gone g WHERE t.crew = g.id),
 broadcasts AS (DELETE FROM broadcast b USING gone g WHERE b.crew = g.id),
 contexts AS (DELETE FROM context x USING gone g WHERE x.crew = g.id),
+vectors AS (DELETE FROM vector_space v USING gone g WHERE v.crew = g.id),
 agents AS (DELETE FROM agent a USING gone g WHERE a.crew = g.id)
 DELETE FROM crew c USING gone g WHERE c.id = g.id RETURNING 1 AS gone;
 

@@ -183,7 +183,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchMemory(self, request, context):
-        """Recalls by meaning.
+        """Recalls what is most like the query, by cosine: of vectors from the profile's embedding model, or, without one,
+        of the words that both have (which is lexical).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,9 @@ class AgentServiceStub:
     GetMemory: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetMemoryRequest, _agent_service_pb2.GetMemoryResponse]
     """What is remembered under a key. NOT_FOUND where nothing is."""
     SearchMemory: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.SearchMemoryRequest, _agent_service_pb2.SearchMemoryResponse]
-    """Recalls by meaning."""
+    """Recalls what is most like the query, by cosine: of vectors from the profile's embedding model, or, without one,
+    of the words that both have (which is lexical).
+    """
     MountSkill: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.MountSkillRequest, _agent_service_pb2.MountSkillResponse]
     """Registers a skill pack that was mounted."""
     UnmountSkill: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.UnmountSkillRequest, _agent_service_pb2.UnmountSkillResponse]
@@ -102,7 +104,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     GetMemory: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetMemoryRequest, _agent_service_pb2.GetMemoryResponse]  # type: ignore[assignment]
     """What is remembered under a key. NOT_FOUND where nothing is."""
     SearchMemory: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.SearchMemoryRequest, _agent_service_pb2.SearchMemoryResponse]  # type: ignore[assignment]
-    """Recalls by meaning."""
+    """Recalls what is most like the query, by cosine: of vectors from the profile's embedding model, or, without one,
+    of the words that both have (which is lexical).
+    """
     MountSkill: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.MountSkillRequest, _agent_service_pb2.MountSkillResponse]  # type: ignore[assignment]
     """Registers a skill pack that was mounted."""
     UnmountSkill: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.UnmountSkillRequest, _agent_service_pb2.UnmountSkillResponse]  # type: ignore[assignment]
@@ -203,7 +207,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.SearchMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.SearchMemoryResponse, _abc.Awaitable[_agent_service_pb2.SearchMemoryResponse]]:
-        """Recalls by meaning."""
+        """Recalls what is most like the query, by cosine: of vectors from the profile's embedding model, or, without one,
+        of the words that both have (which is lexical).
+        """
 
     @_abc_1.abstractmethod
     def MountSkill(

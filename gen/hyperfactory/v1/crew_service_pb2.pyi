@@ -1788,11 +1788,11 @@ class Vector(_message.Message):
     """Unique in the namespace."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Its coordinates, at most 4096."""
+        """Its coordinates, at most 4096: finite, and not all zero. Kept as float32."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What goes with it."""
+        """What goes with it, at most 16 KiB."""
 
     def __init__(
         self,

@@ -228,14 +228,15 @@ class CrewServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpsertVectors(self, request, context):
-        """Puts vectors into the crew's ephemeral namespace.
+        """Puts vectors into the crew's ephemeral namespace, all or none. The first fix its dimension. RESOURCE_EXHAUSTED
+        (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchVectors(self, request, context):
-        """Finds the nearest vectors.
+        """Finds the nearest vectors by cosine: exactly, every vector is compared.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

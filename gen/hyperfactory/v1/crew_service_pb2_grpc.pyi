@@ -75,9 +75,11 @@ class CrewServiceStub:
     WatchContext: _grpc.UnaryStreamMultiCallable[_crew_service_pb2.WatchContextRequest, _crew_service_pb2.WatchContextResponse]
     """The context as it is, one response with `synced`, then as it changes."""
     UpsertVectors: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.UpsertVectorsRequest, _crew_service_pb2.UpsertVectorsResponse]
-    """Puts vectors into the crew's ephemeral namespace."""
+    """Puts vectors into the crew's ephemeral namespace, all or none. The first fix its dimension. RESOURCE_EXHAUSTED
+    (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
+    """
     SearchVectors: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.SearchVectorsRequest, _crew_service_pb2.SearchVectorsResponse]
-    """Finds the nearest vectors."""
+    """Finds the nearest vectors by cosine: exactly, every vector is compared."""
 
 @_typing.type_check_only
 class CrewServiceAsyncStub(CrewServiceStub):
@@ -126,9 +128,11 @@ class CrewServiceAsyncStub(CrewServiceStub):
     WatchContext: _aio.UnaryStreamMultiCallable[_crew_service_pb2.WatchContextRequest, _crew_service_pb2.WatchContextResponse]  # type: ignore[assignment]
     """The context as it is, one response with `synced`, then as it changes."""
     UpsertVectors: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.UpsertVectorsRequest, _crew_service_pb2.UpsertVectorsResponse]  # type: ignore[assignment]
-    """Puts vectors into the crew's ephemeral namespace."""
+    """Puts vectors into the crew's ephemeral namespace, all or none. The first fix its dimension. RESOURCE_EXHAUSTED
+    (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
+    """
     SearchVectors: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.SearchVectorsRequest, _crew_service_pb2.SearchVectorsResponse]  # type: ignore[assignment]
-    """Finds the nearest vectors."""
+    """Finds the nearest vectors by cosine: exactly, every vector is compared."""
 
 class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
     """Crews as orchestrators see them."""
@@ -264,7 +268,9 @@ class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _crew_service_pb2.UpsertVectorsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_crew_service_pb2.UpsertVectorsResponse, _abc.Awaitable[_crew_service_pb2.UpsertVectorsResponse]]:
-        """Puts vectors into the crew's ephemeral namespace."""
+        """Puts vectors into the crew's ephemeral namespace, all or none. The first fix its dimension. RESOURCE_EXHAUSTED
+        (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
+        """
 
     @_abc_1.abstractmethod
     def SearchVectors(
@@ -272,6 +278,6 @@ class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _crew_service_pb2.SearchVectorsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_crew_service_pb2.SearchVectorsResponse, _abc.Awaitable[_crew_service_pb2.SearchVectorsResponse]]:
-        """Finds the nearest vectors."""
+        """Finds the nearest vectors by cosine: exactly, every vector is compared."""
 
 def add_CrewServiceServicer_to_server(servicer: CrewServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

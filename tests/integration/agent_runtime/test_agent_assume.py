@@ -18,6 +18,10 @@ async def test_an_instance_serves_health_and_then_takes_an_identity_on(world: Wo
     assert response.description.agent == "c1-solo"
     assert [tool.name for tool in response.description.tools] == [
         "list_files",
+        "memory_delete",
+        "memory_get",
+        "memory_put",
+        "memory_search",
         "read_file",
         "run_python",
         "write_file",

@@ -105,7 +105,7 @@ async def test_a_reviewer_sees_and_calls_only_what_reads(world: World) -> None:
     await world.agent()
     stub = await world.dial("solo", world.agent_identity("critic", scope="reviewer"))
     tools = (await stub.ListTools(pb.ListToolsRequest(), timeout=5)).tools
-    assert [tool.name for tool in tools] == ["list_files", "read_file"]
+    assert [tool.name for tool in tools] == ["list_files", "memory_get", "memory_search", "read_file"]
     denied = call_tool(stub, "write_file", {"path": "x", "content": "y"})
     assert await refusal(denied) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
     assert not (await call_tool(stub, "list_files", {})).is_error
@@ -122,7 +122,7 @@ async def test_a_reviewing_agents_own_scope_narrows_a_coder_too(world: World) ->
 async def test_operators_reach_any_agent_with_the_right_scope(world: World) -> None:
     await world.agent()
     stub = await world.dial("solo", world.operator_identity("admin"))
-    assert len((await stub.ListTools(pb.ListToolsRequest(), timeout=5)).tools) == 4
+    assert len((await stub.ListTools(pb.ListToolsRequest(), timeout=5)).tools) == 8
 
 
 async def test_planned_methods_say_so(world: World) -> None:
