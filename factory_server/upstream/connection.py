@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from factory_server.core.errors import Unavailable
 from factory_server.upstream.limits import BUFFERED_MAX_BYTES
@@ -27,8 +28,7 @@ class Connection(asyncio.Protocol):
         self._parser = AnswerParser()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
 
     def data_received(self, data: bytes) -> None:
         if self.answer is None:
