@@ -15,7 +15,7 @@ from factory_server.core.ports import Store
 from factory_server.store import PostgresStore
 
 
-class TestPostgresStore(StoreSuite, HibernationSuite, ToolsSuite, SkillSuite):
+class TestPostgresStore(StoreSuite, HibernationSuite, ToolsSuite, NetworksSuite, SkillSuite):
     """The store on a real PostgreSQL."""
 
     @pytest.fixture
