@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from agent_runtime.tools.registry import Round
 from wire.errors import AlreadyExists, NotFound
+from wire.mcp.messages import NONE
 
 _VARIABLE = re.compile(r"\{([A-Za-z0-9_]+)\}")
 
@@ -16,8 +16,7 @@ Complete = Callable[[str], Awaitable[Sequence[str]]]
 """What an argument that begins like this may be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """Something to read, by a URI, or by a URI template (`test://{id}/data`) whose variables `read` is given.
 
     It returns text or bytes.
@@ -29,7 +28,7 @@ class Resource:
     description: str = ""
     title: str = ""
     mime_type: str = "text/plain"
-    completes: Mapping[str, Complete] = field(default_factory=dict)
+    completes: Mapping[str, Complete] = NONE
 
     @property
     def template(self) -> bool:
@@ -47,8 +46,7 @@ class Resource:
         return found.groupdict() if found else None
 
 
-@dataclass(frozen=True, slots=True)
-class PromptArgument:
+class PromptArgument(NamedTuple):
     """What a prompt can be given."""
 
     name: str
@@ -57,18 +55,16 @@ class PromptArgument:
     complete: Complete | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prompted:
+class Prompted(NamedTuple):
     """A prompt's messages, as MCP writes them, or what its caller is asked first (as a tool's `Outcome`)."""
 
     messages: Sequence[Mapping[str, Any]] = ()
     description: str = ""
-    asks: Mapping[str, Any] = field(default_factory=dict)
+    asks: Mapping[str, Any] = NONE
     state: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A prompt that users may choose."""
 
     name: str

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 JSON_TYPE: Final = "application/json"
 EVENTS_TYPE: Final = "text/event-stream"
+NONE: Final[Mapping[str, str]] = MappingProxyType({})
 REASONS: Final = {
     200: "OK",
     202: "Accepted",
@@ -34,26 +35,23 @@ REASONS: Final = {
 }
 
 
-@dataclass(eq=False)
 class HttpError(Exception):
     """A request that is answered with this status and nothing else."""
 
-    status: int
-    text: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE) -> None:
+        super().__init__(f"{status} {text}")
+        self.status = status
+        self.text = text
+        self.headers = headers
 
-    def __str__(self) -> str:
-        return f"{self.status} {self.text}"
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A whole request. Header names are in lower case; one that came twice is joined by a comma."""
 
     method: str
     path: str
     query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = NONE
     body: bytes = b""
     keep_alive: bool = True
 
@@ -61,8 +59,7 @@ class Request:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """An answer: with a body, or with a stream that is sent as it comes.
 
     The stream is closed when it ends and when the client goes away; that is how its work is cancelled.
@@ -70,7 +67,7 @@ class Response:
 
     status: int = 200
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = NONE
     stream: AsyncIterator[bytes] | None = None
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.mcp.exchange import Exchange
@@ -16,8 +15,7 @@ from wire.mcp.messages import Request
 from wire.policy import Caller
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One request, checked as far as its envelope goes."""
 
     agent: AssumedAgent

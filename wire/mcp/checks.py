@@ -6,11 +6,10 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wire.mcp.errors import INVALID_PARAMS, bad_request, header_mismatch, unsupported_version
-from wire.mcp.messages import Request
+from wire.mcp.messages import NONE, Request
 from wire.mcp.revisions import (
     HANDSHAKE,
     LOG_LEVELS,
@@ -35,11 +34,10 @@ _PLAIN: Final = re.compile(r"[\x20-\x7e\t]*")
 _SAFE_INTEGER: Final = 2**53 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(NamedTuple):
     """What a client says of itself: nobody has verified it."""
 
-    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    capabilities: Mapping[str, Any] = NONE
     name: str = ""
     revision: str = STATELESS
 

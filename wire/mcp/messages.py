@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from wire.mcp.errors import INVALID_REQUEST, PARSE_ERROR, McpError, bad_request
 
@@ -13,18 +13,18 @@ Id = str | int
 Json = dict[str, Any]
 
 METHOD_MAX_CHARS: Final = 256
+NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 DEPTH_MAX: Final = 64  # deeper JSON is an attack on whoever walks it
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Someone wants an answer."""
 
     id: Id
     method: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = NONE
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -32,16 +32,14 @@ class Request:
         return meta if isinstance(meta, Mapping) else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """Someone tells us."""
 
     method: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = NONE
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The answer to a request of ours: either a result or an error."""
 
     id: Id | None
