@@ -30,9 +30,20 @@ from agent_runtime.owner import TaskOwner
 from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
 from agent_runtime.servers.servers import Servers
 from agent_runtime.signals import Inbox
+from agent_runtime.skills import Skills
 from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
 from agent_runtime.tools.memory import Hit, MemoryTools
-from agent_runtime.tools.registry import Log, Outcome, Registry, Report, Round, Tool, may_write, unheard
+from agent_runtime.tools.registry import (
+    ADMIN,
+    Log,
+    Outcome,
+    Registry,
+    Report,
+    Round,
+    Tool,
+    may_write,
+    unheard,
+)
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import (
     DeadlineExceeded,
@@ -58,6 +69,7 @@ class Parts:
     registry: Registry
     model: Model
     servers: Servers
+    skills: Skills
     tool_rounds_max: int = CHAT_TOOL_ROUNDS_DEFAULT
 
 
@@ -171,7 +183,7 @@ class AssumedAgent:
 
     def require_tool(self, name: str, scopes: frozenset[str]) -> Tool:
         """A tool that a caller may use; `NotFound` or `Denied` otherwise."""
-        return self.parts.registry.require(name, writer=self._writer(scopes))
+        return self.parts.registry.require(name, **self._reach(scopes))
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Let the agent's own code say something that changes nothing."""
@@ -180,7 +192,7 @@ class AssumedAgent:
                 return await self.parts.caller.call(function, *arguments)
 
     def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
-        return self.parts.registry.visible(writer=self._writer(scopes))
+        return self.parts.registry.visible(**self._reach(scopes))
 
     async def chat(self, conversation: Conversation, scopes: frozenset[str]) -> Pieces:
         """Answer a conversation by the profile's own code, or by its model and tools."""
@@ -296,9 +308,10 @@ class AssumedAgent:
         finally:
             self.gate.touch()
 
-    def _writer(self, scopes: frozenset[str]) -> bool:
+    def _reach(self, scopes: frozenset[str]) -> dict[str, bool]:
         """Both must reach: the caller's scope, and the one of our own identity."""
-        return may_write(scopes) and may_write({self.facts.scope})
+        own = {self.facts.scope}
+        return {"writer": may_write(scopes) and may_write(own), "admin": ADMIN in scopes & own}
 
     async def _call(
         self,
@@ -347,7 +360,7 @@ class AssumedAgent:
             return None
 
         try:
-            tool = self.parts.registry.require(use.name, writer=self._writer(scopes))
+            tool = self.parts.registry.require(use.name, **self._reach(scopes))
             return await self._call(tool, use.arguments, TOOL_DEFAULT_S, ignore)
         except FactoryError as error:
             return Outcome(error.message, is_error=True)

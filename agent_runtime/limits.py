@@ -31,6 +31,9 @@ RECEIPTS_BATCH_MAX: Final = 256
 PROGRESS_QUEUED_MAX: Final = 64
 TASK_MAX_S: Final = 3600.0
 TOOL_DEFAULT_S: Final = 60.0
+# Skill packs: a little less than the factory waits for an unmount.
+SKILLS_MAX: Final = 64
+SKILL_CALLS_END_S: Final = 15.0
 START_MAX_S: Final = 20.0
 SUSPENDED_MAX_S: Final = 60.0
 

@@ -25,6 +25,7 @@ from agent_runtime.roster import Roster
 from agent_runtime.servers.servers import Servers
 from agent_runtime.servers.spec import spec_of
 from agent_runtime.signals import Inbox
+from agent_runtime.skills import Skills
 from agent_runtime.structs import to_dict
 from agent_runtime.tools.files import FileTools
 from agent_runtime.tools.registry import OWN, Registry
@@ -48,11 +49,12 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str
         context = _context(request, facts, paths, identity, caller.in_thread)
         registry = _registry(code, context, caller)
         servers = _servers(request, context)
+        skills = await _skills(request, paths, context)
     except BaseException:
         caller.close()
         raise
     rounds = choosing.tool_rounds_max(request.spec.model)
-    parts = Parts(context, code, caller, context.bus, identity, registry, model, servers, rounds)
+    parts = Parts(context, code, caller, context.bus, identity, registry, model, servers, skills, rounds)
     return AssumedAgent(parts, inbox)
 
 
@@ -132,6 +134,14 @@ def _servers(request: pb.AssumeRequest, context: Context) -> Servers:
     servers = Servers(specs, context.workspace, offered.tools.replace, offered.changed)
     offered.add_conditions(servers.conditions)
     return servers
+
+
+async def _skills(request: pb.AssumeRequest, paths: Paths, context: Context) -> Skills:
+    """Those that lie there already, offered."""
+    skills = Skills(paths.skills, paths.workspace, context.runner, context.capabilities, context.in_thread)
+    for mounted in request.skills:
+        await skills.mount(mounted)
+    return skills
 
 
 def _registry(code: Agent, context: Context, caller: Caller) -> Registry:

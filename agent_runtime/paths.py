@@ -8,11 +8,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """`own` holds the sockets that this instance serves, `peers` those that it may dial."""
+    """`own` holds the sockets that this instance serves, `peers` those that it may dial, `skills` packs."""
 
     own: Path
     peers: Path
     workspace: Path
+    skills: Path = Path("/skills")
 
     @property
     def control(self) -> Path:

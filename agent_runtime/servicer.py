@@ -15,7 +15,7 @@ from agent_runtime.signals import Inbox
 from agent_runtime.structs import to_dict, to_plain, to_value
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
-from wire.errors import FactoryError, NotFound, Unimplemented
+from wire.errors import FactoryError, Invalid, NotFound, Unimplemented
 from wire.policy import TOKEN_PRINCIPALS, Principal, current_caller
 from wire.tokens import SCOPES, SCOPES_METADATA
 
@@ -157,12 +157,16 @@ class AgentServicer(rpc.AgentServiceServicer):
         )
 
     async def MountSkill(self, request: pb.MountSkillRequest, context: Any) -> pb.MountSkillResponse:  # noqa: N802
-        raise _not_yet("MountSkill")
+        if f"{request.mounted.name}@{request.mounted.digest}" != request.skill:
+            raise Invalid(f"the pack that is mounted is not '{request.skill}'")
+        tools = await self._instance.agent().parts.skills.mount(request.mounted)
+        return pb.MountSkillResponse(tools=[translate.tool(tool) for tool in tools])
 
     async def UnmountSkill(  # noqa: N802
         self, request: pb.UnmountSkillRequest, context: Any
     ) -> pb.UnmountSkillResponse:
-        raise _not_yet("UnmountSkill")
+        await self._instance.agent().parts.skills.unmount(request.skill)
+        return pb.UnmountSkillResponse()
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:  # noqa: N802
         grace_s = min(request.grace.ToNanoseconds() / 1e9, DRAIN_MAX_S)

@@ -46,7 +46,8 @@ def tool(found: Tool) -> pb.Tool:
         name=found.name,
         description=found.description,
         input_schema=to_struct(found.input_schema),
-        read_only=found.read_only,
+        # A list of the crew knows two kinds of tools: what asks for more than a reviewer is not for reviewers.
+        read_only=found.read_only and found.scope in ("", "reviewer"),
         title=found.title,
         output_schema=None if found.output_schema is None else to_struct(found.output_schema),
         destructive=found.destructive,

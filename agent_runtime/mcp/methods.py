@@ -7,7 +7,7 @@ from typing import Final
 
 from agent_runtime import __version__
 from agent_runtime.assumed import AssumedAgent
-from agent_runtime.mcp import library, tools
+from agent_runtime.mcp import library, skills, tools
 from agent_runtime.mcp.asked import Asked
 from wire.mcp.errors import invalid_params, unknown_method
 from wire.mcp.messages import Json
@@ -30,6 +30,8 @@ def capabilities(agent: AssumedAgent) -> Json:
         found["prompts"] = {"listChanged": True}
     if len(offered.resources) or len(offered.prompts):
         found["completions"] = {}
+    if agent.parts.skills.entries():
+        found["extensions"] = {skills.EXTENSION: {}}
     return found
 
 
@@ -64,6 +66,8 @@ BOTH_ERAS: Final[dict[str, Method]] = {
     "prompts/list": library.list_prompts,
     "prompts/get": library.get_prompt,
     "completion/complete": library.complete,
+    "skills/list": skills.list_skills,
+    "skills/get": skills.get_skill,
 }
 STATELESS_ONLY: Final[dict[str, Method]] = {"server/discover": discover}
 HANDSHAKE_ONLY: Final[dict[str, Method]] = {

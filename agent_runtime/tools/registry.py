@@ -16,6 +16,7 @@ NAME_RE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CALL_TOOL: Final = "/hyperfactory.v1.AgentService/CallTool"
 # Scopes that may change things; every other scope sees read-only tools alone.
 WRITERS: Final = frozenset({"admin", "coder"})
+ADMIN: Final = "admin"
 # The built-in tools and those of the profile's own code.
 OWN: Final = "own"
 
@@ -81,6 +82,8 @@ class Tool:
     open_world: bool | None = None
     foreign: bool = False
     """A server of its own stands behind it, which checks the arguments against whatever its schema says."""
+    scope: str = ""
+    """The least scope that may use it, where that is more than what it does asks for."""
 
     def __post_init__(self) -> None:
         if not NAME_RE.fullmatch(self.name):
@@ -91,6 +94,17 @@ class Tool:
 
 def may_write(scopes: Iterable[str]) -> bool:
     return not WRITERS.isdisjoint(scopes)
+
+
+def reaches(tool: Tool, *, writer: bool, admin: bool) -> bool:
+    """Whether a caller may see and use it."""
+    match tool.scope:
+        case "admin":
+            return admin
+        case "coder":
+            return writer
+        case _:
+            return writer or tool.read_only
 
 
 def _nobody() -> None:
@@ -127,20 +141,21 @@ class Registry:
         """By name."""
         return iter(self._tools.values())
 
-    def visible(self, *, writer: bool) -> list[Tool]:
+    def visible(self, *, writer: bool, admin: bool = False) -> list[Tool]:
         """What a caller may use, by name."""
-        return [tool for tool in self._tools.values() if writer or tool.read_only]
+        return [tool for tool in self._tools.values() if reaches(tool, writer=writer, admin=admin)]
 
-    def require(self, name: str, *, writer: bool) -> Tool:
+    def require(self, name: str, *, writer: bool, admin: bool = False) -> Tool:
         """The tool of this name; `NotFound` without one, `Denied` beyond the scope."""
         tool = self._tools.get(name)
         if tool is None:
             raise NotFound(f"no tool '{name}'", resource_type="tool", resource_name=name)
-        if not writer and not tool.read_only:
+        if not reaches(tool, writer=writer, admin=admin):
+            needed = {ADMIN} if tool.scope == ADMIN else WRITERS
             raise Denied(
-                f"the scope does not reach tool '{name}': it changes things",
+                f"the scope does not reach tool '{name}': it changes things, or is for wider scopes alone",
                 reason="SCOPE_MISSING",
-                metadata={"method": CALL_TOOL, "scope": " ".join(sorted(WRITERS))},
+                metadata={"method": CALL_TOOL, "scope": " ".join(sorted(needed))},
             )
         return tool
 

@@ -214,7 +214,13 @@ class Mounts:
         await self._parts.skills.place(row.pack, lambda: self._parts.store.skill_content(ref.digest))
         key = key_of(actor, "MountSkillPack", request.request_id, request)
         agent = await self._parts.store.mount_skill(request.agent, ref, key, actor)
-        tools = await self.settle(agent)
+        if str(ref) not in agent.spec.skills:
+            raise Refused(f"skill pack '{ref}' was unmounted since", metadata={"state": agent.state})
+        try:
+            tools = await self.settle(agent)
+        except Invalid:  # the runtime does not take it: it must not stand in the row and be tried for ever
+            await self.settle(await self._parts.store.unmount_skill(agent.id, ref.name, None, actor))
+            raise
         return agent, tools.get(ref.name, ())
 
     async def unmount(self, request: skill_service_pb2.UnmountSkillPackRequest, actor: str) -> model.AgentRow:

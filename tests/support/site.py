@@ -46,7 +46,9 @@ RUNTIMES: WeakKeyDictionary[FakeInstance, Runtime] = WeakKeyDictionary()
 
 async def real_agent(instance: FakeInstance) -> int:
     """The agent runtime, in this process."""
-    runtime = Runtime(Paths(Path(instance.own_dir), Path(instance.peers_dir), Path(instance.workspace)))
+    runtime = Runtime(
+        Paths(*map(Path, (instance.own_dir, instance.peers_dir, instance.workspace, instance.skills_dir)))
+    )
     await runtime.start()
     RUNTIMES[instance] = runtime
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
     EnumDescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
@@ -22,6 +23,7 @@ SERVERS = {
     "CrewService": ("factory_server",),
     "FactoryService": ("factory_server",),
     "ProfileService": ("factory_server",),
+    "SkillService": ("factory_server",),
     "ToolService": ("factory_server",),
 }
 
@@ -71,9 +73,17 @@ def test_what_changes_something_can_be_repeated(
     if not policy.mutates:
         return
     assert method.options.idempotency_level != MethodOptions.NO_SIDE_EFFECTS
-    message = method.input_type.rpartition(".")[2]
-    (request,) = [m for file in _files() for m in file.message_type if m.name == message]
+    request = _message(method.input_type)
+    if method.client_streaming:  # the first message of a stream says it, in its header
+        (header,) = [field for field in request.field if field.name == "header"]
+        request = _message(header.type_name)
     assert "request_id" in {field.name for field in request.field}
+
+
+def _message(type_name: str) -> DescriptorProto:
+    name = type_name.rpartition(".")[2]
+    (found,) = [m for file in _files() for m in file.message_type if m.name == name]
+    return found
 
 
 @pytest.mark.parametrize("service", sorted({service for service, *_ in METHODS}))
