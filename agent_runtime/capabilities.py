@@ -39,6 +39,11 @@ class Capabilities:
     def conditions(self) -> list[types_pb2.Condition]:
         return [condition for source in self._conditions for condition in source()]
 
+    @property
+    def listeners(self) -> int:
+        """How many are told of changes."""
+        return len(self._told)
+
     def tell(self, told: Told) -> Callable[[], None]:
         """Call this soon after each change; call what is returned to have it stopped."""
         self._told.add(told)
