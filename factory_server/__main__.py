@@ -18,10 +18,11 @@ from typing import Any
 import uvloop
 
 from factory_server import config
+from factory_server.api.a2a.servicer import A2AServicer, A2AUses
 from factory_server.api.crews import CrewServicer, CrewUses
 from factory_server.api.encode import Encoder
 from factory_server.api.factory import FactoryFacts, FactoryServicer
-from factory_server.api.http import chat, mcp
+from factory_server.api.http import a2a, chat, mcp
 from factory_server.api.http.app import HttpFace
 from factory_server.api.http.build import build_face
 from factory_server.api.http.listener import Listener
@@ -196,11 +197,13 @@ class Factory:
         )
         verifier = TokenVerifier(self.who.mint.jwks)
         guard = build_guard(verifier, self.audit, self.registry, RpcMetrics())
-        server = build_server(servicers, guard)
+        a2a_uses = A2AUses(self.parts, self.tasks, self.tools, codec, self.settings.gateway)
+        server = build_server(servicers, A2AServicer(a2a_uses), guard)
         server.add_secure_port(self.settings.listen, server_credentials(self._identity()))
         await server.start()
         face = build_face(guard.guards, servicers, self.draining, self.who.mint.jwks)
         mcp.add_routes(face, self.mcp_uses(codec))
+        a2a.add_routes(face, a2a_uses)
         chat.add_routes(face, Chats(self.parts, self.sessions, self.reach), self.registry.names)
         return Serving(server, await self._listen(face))
 

@@ -13,6 +13,8 @@ PATH="$bin:$PATH" "$python" -m grpc_tools.protoc -I proto -I third_party \
   --python_out="$out" --grpc_python_out="$out" --mypy_out="$out" --mypy_grpc_out="$out" $files
 PATH="$bin:$PATH" "$python" -m grpc_tools.protoc -I third_party --python_out="$out" --pyi_out="$out" \
   buf/validate/validate.proto
+PATH="$bin:$PATH" "$python" -m grpc_tools.protoc -I third_party \
+  --python_out="$out" --grpc_python_out="$out" --mypy_out="$out" --mypy_grpc_out="$out" lf/a2a/v1/a2a.proto
 "$python" -m grpc_tools.protoc -I proto -I third_party --include_imports --include_source_info \
   --descriptor_set_out="$out/hyperfactory.binpb" $files
 "$python" scripts/comments.py "$out"

@@ -13,6 +13,7 @@ from google.protobuf.descriptor_pool import Default  # noqa: E402
 from lifecycle import run  # noqa: E402
 from status import services  # noqa: E402
 
+from factory_server.api.a2a import policy as a2a  # noqa: E402
 from wire.policy import TOKEN_PRINCIPALS, PolicyTable, Principal, Resource, Row, builtin_rows  # noqa: E402
 
 PAGE = ROOT / "docs" / "security.md"
@@ -55,7 +56,8 @@ def table(title: str, rows: list[Row]) -> list[str]:
 def render() -> str:
     """The whole policy, ours first."""
     found = described()
-    rows = PolicyTable.from_services(*found).rows
+    foreign = a2a.rows()
+    rows = PolicyTable.from_services(*found, foreign={a2a.SERVICE: foreign}).rows
     parts = [
         f"{len(rows)} methods; what is not listed is refused, and a server with such a method does not start."
     ]
@@ -63,7 +65,7 @@ def render() -> str:
         own = [rows[f"/{service.full_name}/{method.name}"] for method in service.methods]
         parts += table(service.name, own)
     builtin: dict[str, list[Row]] = {}
-    for row in builtin_rows().values():
+    for row in (*foreign, *builtin_rows().values()):
         builtin.setdefault(row.method.split("/")[1], []).append(row)
     for name, own in builtin.items():
         parts += table(name, own)

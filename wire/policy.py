@@ -98,9 +98,20 @@ class PolicyTable:
         self._rows = dict(rows)
 
     @classmethod
-    def from_services(cls, *services: ServiceDescriptor) -> PolicyTable:
-        """The table of these services and of the builtin ones; a method without a row is an error."""
+    def from_services(
+        cls, *services: ServiceDescriptor, foreign: Mapping[ServiceDescriptor, Iterable[Row]] | None = None
+    ) -> PolicyTable:
+        """The table of these services and of the builtin ones; a method without a row is an error.
+
+        `foreign` are services of others' contracts, whose methods carry no option, with their rows.
+        """
         rows = {row.method: row for service in services for row in _rows(service)}
+        for service, given in (foreign or {}).items():
+            own = {row.method: row for row in given}
+            missing = [method_path(m) for m in service.methods if method_path(m) not in own]
+            if missing:
+                raise ValueError(f"cannot serve methods without a policy row: {', '.join(sorted(missing))}")
+            rows |= own
         return cls(rows | builtin_rows())
 
     @property

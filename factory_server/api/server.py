@@ -9,6 +9,8 @@ import grpc
 from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection
 
+from factory_server.api.a2a import policy as a2a_policy
+from factory_server.api.a2a.servicer import A2AServicer
 from factory_server.api.crews import CrewServicer
 from factory_server.api.factory import FactoryServicer
 from factory_server.api.profiles import ProfileServicer
@@ -30,6 +32,7 @@ from hyperfactory.v1 import (
     tool_service_pb2,
     tool_service_pb2_grpc,
 )
+from lf.a2a.v1 import a2a_pb2_grpc
 from wire.channels import SERVER_OPTIONS
 from wire.guarded import AuditRecord
 from wire.health import HealthServicer, add_health
@@ -65,7 +68,7 @@ def build_guard(
 ) -> GuardInterceptor:
     """What stands before every method, over gRPC and over HTTP; a method without a policy row is refused here."""
     return GuardInterceptor(
-        PolicyTable.from_services(*DESCRIPTORS),
+        PolicyTable.from_services(*DESCRIPTORS, foreign={a2a_policy.SERVICE: a2a_policy.rows()}),
         verifier,
         validator=RequestValidator(),
         audit=lambda record: audit.add(_row(record)),
@@ -74,7 +77,7 @@ def build_guard(
     )
 
 
-def build_server(servicers: Servicers, guard: GuardInterceptor) -> Any:
+def build_server(servicers: Servicers, a2a: A2AServicer, guard: GuardInterceptor) -> Any:
     """A server without ports."""
     server = grpc.aio.server(interceptors=[guard], options=SERVER_OPTIONS)
     crew_service_pb2_grpc.add_CrewServiceServicer_to_server(servicers.crews, server)
@@ -82,9 +85,10 @@ def build_server(servicers: Servicers, guard: GuardInterceptor) -> Any:
     profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(servicers.profiles, server)
     tool_service_pb2_grpc.add_ToolServiceServicer_to_server(servicers.tools, server)
     skill_service_pb2_grpc.add_SkillServiceServicer_to_server(servicers.skills, server)
+    a2a_pb2_grpc.add_A2AServiceServicer_to_server(a2a, server)
     add_health(servicers.health, server)
     channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # works on grpc.aio, its stub does not know
-    names = [d.full_name for d in DESCRIPTORS]
+    names = [d.full_name for d in (*DESCRIPTORS, a2a_policy.SERVICE)]
     for name in names:
         servicers.health.set(name, False)
     reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server)

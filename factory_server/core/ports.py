@@ -304,6 +304,9 @@ class TaskStore(Protocol):
     async def get_task(self, task: str) -> model.TaskRow:
         """NotFound."""
 
+    async def agent_tasks(self, agent: str, limit: int, *, results: bool) -> Sequence[model.TaskRow]:
+        """The newest tasks of an agent, newest first; without `results`, only those that failed carry one."""
+
     async def open_tasks(self, crew: str) -> Sequence[model.TaskRow]:
         """Tasks that have not ended."""
 

@@ -178,7 +178,5 @@ def nearest(found: Space, query: bytes, limit: int) -> Sequence[Hit]:
     count = min(limit, len(found.ids))
     # Those that tie with the last one must all be looked at: which of them is shown is not left to chance.
     least = np.partition(scores, len(scores) - count)[len(scores) - count] if count else 0.0
-    best = sorted(np.flatnonzero(scores >= least), key=lambda i: (-scores[i], found.ids[i]))[:count]
-    return [
-        Hit(found.ids[i], found.coordinates[i], float(np.clip(scores[i], -1.0, 1.0))) for i in map(int, best)
-    ]
+    best = sorted(map(int, np.flatnonzero(scores >= least)), key=lambda i: (-scores[i], found.ids[i]))[:count]
+    return [Hit(found.ids[i], found.coordinates[i], float(np.clip(scores[i], -1.0, 1.0))) for i in best]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.struct_pb2 import Struct
@@ -54,6 +54,9 @@ class _Running:
     updates: list[agent_service_pb2.TaskProgress] = field(default_factory=list)
     wake: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: bool = False
+    limit: asyncio.Timeout | None = None
+    """Ends the work; brought forward by whoever cancels it."""
+    cancelled_by: str = ""
 
 
 class Tasks:
@@ -128,7 +131,7 @@ class Tasks:
 
     async def updates(
         self, task: model.TaskRow
-    ) -> AsyncIterator[agent_service_pb2.TaskProgress | model.TaskRow]:
+    ) -> AsyncGenerator[agent_service_pb2.TaskProgress | model.TaskRow, None]:
         """Progress as it comes (where the task is carried here), and last the task as it ended."""
         running = self._running.get(task.id)
         if running is not None:
@@ -140,6 +143,22 @@ class Tasks:
                 if task.ended_at is None:
                     await rings.wait(LOOK_AGAIN_S)
         yield task
+
+    async def cancel(self, task: model.TaskRow, actor: str) -> model.TaskRow:
+        """End a task that has not ended; the task as it ended, which may be by itself."""
+        running = self._running.get(task.id)
+        if running is None:
+            # Carried by another process: it learns it when it renews.
+            result = _failed(code_pb2.CANCELLED, f"cancelled by {actor}")
+            return await self._parts.store.close_task(
+                task.id, phase="FAILED", result=result.SerializeToString()
+            )
+        running.cancelled_by = actor
+        _end_now(running)
+        async for update in self.updates(task):
+            if isinstance(update, model.TaskRow):
+                return update
+        raise AssertionError("unreachable: the last update is the task")
 
     async def _carry(self, task: model.TaskRow, timeout_s: float) -> None:
         running = self._running[task.id]
@@ -156,14 +175,20 @@ class Tasks:
         self, task: model.TaskRow, running: _Running, timeout_s: float
     ) -> agent_service_pb2.TaskResult:
         try:
-            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
-                renewing = group.create_task(self._renew(task), name=f"renew {task.id}")
+            async with asyncio.timeout(timeout_s) as running.limit, asyncio.TaskGroup() as group:
+                if running.cancelled_by:
+                    _end_now(running)
+                renewing = group.create_task(self._renew(task, running), name=f"renew {task.id}")
                 try:
                     return await self._converse(task, running, timeout_s)
                 finally:
                     renewing.cancel()
         except TimeoutError:
+            if running.cancelled_by:
+                return _failed(code_pb2.CANCELLED, f"cancelled by {running.cancelled_by}")
             return _failed(code_pb2.DEADLINE_EXCEEDED, f"no result within {timeout_s} s")
+        finally:
+            running.limit = None
 
     async def _converse(
         self, task: model.TaskRow, running: _Running, timeout_s: float
@@ -187,11 +212,13 @@ class Tasks:
         except FactoryError as error:
             return _failed(code_pb2.UNAVAILABLE, f"the agent went away: {error}")
 
-    async def _renew(self, task: model.TaskRow) -> None:
+    async def _renew(self, task: model.TaskRow, running: _Running) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
             try:
                 if not await self._parts.store.renew_task(task.id, lease_s=LEASE_S):
+                    running.cancelled_by = running.cancelled_by or "whoever took its lock"
+                    _end_now(running)
                     return
             except FactoryError as error:
                 log.warning("cannot renew", extra={"task": task.id, "error": str(error)})
@@ -229,6 +256,11 @@ class Tasks:
             if task.id not in self._running and not holds:
                 result = _failed(code_pb2.ABORTED, "the agent lost the task: its instance or its lock ended")
                 await self._parts.store.close_task(task.id, phase="FAILED", result=result.SerializeToString())
+
+
+def _end_now(running: _Running) -> None:
+    if running.limit is not None:
+        running.limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def _run(

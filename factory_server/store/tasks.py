@@ -99,6 +99,15 @@ class Tasks(Part):
 
         return await self._db.read(body)
 
+    async def agent_tasks(self, agent: str, limit: int, *, results: bool) -> Sequence[TaskRow]:
+        """Return the newest tasks of an agent, newest first."""
+
+        async def body(transaction: Transaction) -> Sequence[TaskRow]:
+            rows = await transaction.rows("tasks_of_agent", agent=agent, limit=limit, results=results)
+            return [_task_row(row) for row in rows]
+
+        return await self._db.read(body)
+
     async def open_tasks(self, crew: str) -> Sequence[TaskRow]:
         """Return tasks that have not ended."""
 

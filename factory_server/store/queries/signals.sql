@@ -61,6 +61,12 @@ UPDATE agent a
    AND a.lease_holder = %(holder)s AND a.state IN ('BUSY', 'DRAINING')
 RETURNING a.id;
 
+-- name: tasks_of_agent
+-- What failed tells why in its result; other results are large, and read where they are wanted.
+SELECT id, crew, agent, generation, phase, input, actor, created_at, deadline_at, ended_at,
+       CASE WHEN %(results)s OR phase = 'FAILED' THEN result ELSE ''::bytea END AS result
+  FROM task WHERE agent = %(agent)s ORDER BY id DESC LIMIT %(limit)s;
+
 -- name: tasks_open
 SELECT * FROM task WHERE crew = %(crew)s AND ended_at IS NULL ORDER BY id;
 

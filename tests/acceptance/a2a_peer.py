@@ -1,0 +1,123 @@
+"""The official a2a-sdk client against a factory: a process of its own, since its descriptors are named as ours.
+
+Says what it saw as one JSON document. Arguments: client.json, the card of a quick agent and that of a slow one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+from a2a.client.client import ClientConfig
+from a2a.client.client_factory import ClientFactory
+from a2a.types import a2a_pb2 as pb
+from a2a.utils import errors
+from google.protobuf.json_format import MessageToDict, Parse
+
+
+def channel_factory(told: dict[str, str]) -> Any:
+    ca, key, cert = (Path(told[name]).read_bytes() for name in ("ca", "key", "cert"))
+    token = grpc.access_token_call_credentials(Path(told["token"]).read_text().strip())
+    credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(ca, key, cert), token)
+    options = [
+        ("grpc.ssl_target_name_override", told["authority"]),
+        ("grpc.default_authority", told["authority"]),
+    ]
+
+    def make(url: str) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(url.removeprefix("https://"), credentials, options)
+
+    return make
+
+
+def message(ident: str, *parts: pb.Part, **more: Any) -> pb.SendMessageRequest:
+    said = pb.Message(message_id=ident, role=pb.ROLE_USER, parts=parts, **more)
+    return pb.SendMessageRequest(message=said)
+
+
+def data(value: dict[str, Any]) -> pb.Part:
+    part = pb.Part()
+    part.data.struct_value.update(value)
+    return part
+
+
+async def refusal(work: Any) -> str:
+    try:
+        await work
+    except errors.A2AError as error:
+        return type(error).__name__
+    except Exception as error:
+        return f"unknown: {type(error).__name__}: {error}"
+    return "none"
+
+
+async def first(responses: Any) -> Any:
+    async for response in responses:
+        return response
+    return None
+
+
+async def main() -> dict[str, Any]:
+    told = json.loads(Path(sys.argv[1]).read_text())
+    card = Parse(Path(sys.argv[2]).read_text(), pb.AgentCard())
+    base = {"grpc_channel_factory": channel_factory(told), "supported_protocol_bindings": ["GRPC"]}
+    streaming = ClientFactory(ClientConfig(streaming=True, **base)).create(card)
+    waiting = ClientFactory(ClientConfig(streaming=False, **base)).create(card)
+    slow_card = Parse(Path(sys.argv[3]).read_text(), pb.AgentCard())
+    slow = ClientFactory(ClientConfig(streaming=False, polling=True, **base)).create(slow_card)
+    watching = ClientFactory(ClientConfig(streaming=True, **base)).create(slow_card)
+    seen: dict[str, Any] = {}
+
+    hello = message("m-1", pb.Part(text="hello"), data({"n": 7}), context_id="talk-1")
+    answer = await first(waiting.send_message(hello))
+    seen["sent"] = MessageToDict(answer.task)
+    again = await first(waiting.send_message(hello))
+    seen["same"] = again.task.id == answer.task.id
+    seen["got"] = MessageToDict(
+        await waiting.get_task(pb.GetTaskRequest(id=answer.task.id, history_length=0))
+    )
+
+    stream = [MessageToDict(r) async for r in streaming.send_message(message("m-2", pb.Part(text="stream")))]
+    seen["streamed"] = stream
+
+    long = message("m-3", data({"mission": "m", "start": 0, "stop": 9, "parts": 1, "claimed": 4}))
+    begun = (await first(slow.send_message(long))).task
+    seen["begun"] = pb.TaskState.Name(begun.status.state)
+    followed = aiter(watching.subscribe(pb.SubscribeToTaskRequest(id=begun.id)))
+    seen["subscribed"] = (await anext(followed)).task.id == begun.id
+    cancelled = await slow.cancel_task(pb.CancelTaskRequest(id=begun.id))
+    seen["cancelled"] = pb.TaskState.Name(cancelled.status.state)
+    rest = [response async for response in followed]
+    seen["last"] = pb.TaskState.Name(rest[-1].status_update.status.state)
+
+    listed = await waiting.list_tasks(pb.ListTasksRequest(page_size=1))
+    more = await waiting.list_tasks(pb.ListTasksRequest(page_size=1, page_token=listed.next_page_token))
+    seen["listed"] = [task.id for task in (*listed.tasks, *more.tasks)]
+    seen["total"] = listed.total_size
+    seen["of_context"] = [
+        task.id for task in (await waiting.list_tasks(pb.ListTasksRequest(context_id="talk-1"))).tasks
+    ]
+    extended = await waiting.get_extended_agent_card(pb.GetExtendedAgentCardRequest())
+    seen["extended"] = extended.name
+    config = pb.TaskPushNotificationConfig(task_id=begun.id, url="https://example.com/")
+    seen["refused"] = {
+        "push": await refusal(waiting.create_task_push_notification_config(config)),
+        "unknown": await refusal(waiting.get_task(pb.GetTaskRequest(id="t-none"))),
+        "ended": await refusal(waiting.cancel_task(pb.CancelTaskRequest(id=answer.task.id))),
+        "subscribe": await refusal(first(streaming.subscribe(pb.SubscribeToTaskRequest(id=answer.task.id)))),
+        "raw": await refusal(first(waiting.send_message(message("m-4", pb.Part(raw=b"x"))))),
+        "continued": await refusal(
+            first(waiting.send_message(message("m-5", pb.Part(text="x"), task_id=answer.task.id)))
+        ),
+    }
+    for client in (streaming, waiting, slow, watching):
+        await client.close()
+    return seen
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asyncio.run(main())))

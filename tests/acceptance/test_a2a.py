@@ -1,0 +1,136 @@
+"""A2A with the official client, through the gateway: cards, messages, streams, lists, cancellation, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from running import ROOT, Running
+
+from lf.a2a.v1 import a2a_pb2, a2a_pb2_grpc
+
+pytestmark = pytest.mark.timeout(180)
+PEER = Path(__file__).with_name("a2a_peer.py")
+PEER_WITHIN_S = 90.0
+CALL_WITHIN_S = 20.0
+VERSION = ("a2a-version", "1.0")
+
+
+@pytest.fixture
+async def pair(client):
+    """A quick agent, and one that waits for what does not come."""
+    members = [{"name": "quick", "profile": "generic"}, {"name": "slow", "profile": "reviewer"}]
+    made = await client.assemble(name="a2a", members=members, context={})
+    yield {agent.name: agent.id for agent in made.agents}
+    await client.disband(made.id)
+
+
+async def card_of(client: Any, agent: str) -> a2a_pb2.AgentCard:
+    stub = a2a_pb2_grpc.A2AServiceStub(client.channel)
+    request = a2a_pb2.GetExtendedAgentCardRequest(tenant=agent)
+    metadata = [*client.metadata, VERSION]
+    return await stub.GetExtendedAgentCard(request, timeout=CALL_WITHIN_S, metadata=metadata)
+
+
+async def peer(running: Running, *arguments: Path) -> dict[str, Any]:
+    """What the official client saw."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(PEER), str(running.home / "client.json"), *map(str, arguments)),
+        cwd=ROOT / "tests",  # nothing of ours is importable there
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PEER_WITHIN_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0, err.decode()
+    seen: dict[str, Any] = json.loads(out)
+    return seen
+
+
+async def test_the_official_client_sends_streams_lists_and_cancels(running, client, pair, tmp_path):
+    from google.protobuf.json_format import MessageToJson
+
+    files = []
+    for name in ("quick", "slow"):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(MessageToJson(await card_of(client, pair[name])))
+    seen = await peer(running, *files)
+
+    sent = seen["sent"]
+    assert sent["status"]["state"] == "TASK_STATE_COMPLETED"
+    assert sent["contextId"] == "talk-1"
+    echoed = sent["artifacts"][0]["parts"][-1]["data"]
+    assert echoed["agent"] == "quick"
+    assert (echoed["echo"]["text"], echoed["echo"]["n"]) == ("hello", 7)
+    assert sent["history"][0]["messageId"] == "m-1"
+    assert [sorted(part.keys() & {"text", "data"}) for part in sent["history"][0]["parts"]] == [
+        ["text"],
+        ["data"],
+    ]
+    assert seen["same"]
+    assert seen["got"]["id"] == sent["id"]
+    assert "history" not in seen["got"]
+
+    kinds = [next(iter(response)) for response in seen["streamed"]]
+    assert kinds[0] == "task"
+    assert kinds[-2:] == ["artifactUpdate", "statusUpdate"]
+    steps = [r["statusUpdate"]["status"]["state"] for r in seen["streamed"] if "statusUpdate" in r]
+    assert steps == ["TASK_STATE_WORKING", "TASK_STATE_COMPLETED"]
+
+    assert (seen["begun"], seen["subscribed"]) == ("TASK_STATE_WORKING", True)
+    assert (seen["cancelled"], seen["last"]) == ("TASK_STATE_CANCELED", "TASK_STATE_CANCELED")
+    streamed = seen["streamed"][0]["task"]["id"]
+    assert seen["listed"] == [streamed, sent["id"]]
+    assert seen["total"] == 2
+    assert seen["of_context"] == [sent["id"]]
+    assert seen["extended"].endswith("/quick")
+    assert seen["refused"] == {
+        "push": "PushNotificationNotSupportedError",
+        "unknown": "TaskNotFoundError",
+        "ended": "TaskNotCancelableError",
+        "subscribe": "UnsupportedOperationError",
+        "raw": "ContentTypeNotSupportedError",
+        "continued": "UnsupportedOperationError",
+    }
+
+
+async def test_a_card_says_what_the_agent_is_and_can(client, pair):
+    card = await card_of(client, pair["quick"])
+    [interface] = card.supported_interfaces
+    assert (interface.protocol_binding, interface.tenant) == ("GRPC", pair["quick"])
+    assert interface.protocol_version == "1.0"
+    assert card.capabilities.streaming
+    assert not card.capabilities.push_notifications
+    assert {"task", "read_file", "memory_search"} <= {skill.id for skill in card.skills}
+    assert all(skill.name and skill.description and skill.tags for skill in card.skills)
+    assert set(card.security_requirements[0].schemes) == {"mtls", "bearer"} == set(card.security_schemes)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "token", "code", "reason"),
+    [
+        ((), True, grpc.StatusCode.FAILED_PRECONDITION, b"VERSION_NOT_SUPPORTED"),
+        ((("a2a-version", "0.3"),), True, grpc.StatusCode.FAILED_PRECONDITION, b"VERSION_NOT_SUPPORTED"),
+        ((VERSION,), False, grpc.StatusCode.UNAUTHENTICATED, b"TOKEN_MISSING"),
+    ],
+)
+async def test_who_speaks_another_version_or_shows_no_token_is_refused(
+    client, pair, metadata, token, code, reason
+):
+    stub = a2a_pb2_grpc.A2AServiceStub(client.channel)
+    request = a2a_pb2.GetExtendedAgentCardRequest(tenant=pair["quick"])
+    shown = [*metadata, *(client.metadata if token else [])]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.GetExtendedAgentCard(request, timeout=CALL_WITHIN_S, metadata=shown)
+    assert refused.value.code() is code
+    assert any(reason in value for key, value in refused.value.trailing_metadata() if key.endswith("-bin"))
