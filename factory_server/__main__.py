@@ -277,7 +277,12 @@ def open_shelf(settings: config.Config) -> Shelf:
 
 
 def _driver(settings: config.Config) -> Driver:
-    return open_driver(settings.driver, settings.home / "sandboxes", factory=settings.home.name)
+    return open_driver(
+        settings.driver,
+        settings.home / "sandboxes",
+        factory=settings.home.name,
+        crew_networks=settings.crew_networks,
+    )
 
 
 def _told_to_stop() -> asyncio.Event:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory_server.drivers import KINDS
+from factory_server.drivers import CREW_NETWORKS, KINDS
 
 POOL_TARGET = 4
 BUS_URL_VARIABLE = "HYPERFACTORY_BUS_URL"
@@ -30,6 +31,7 @@ class Config:
     terminate: bool
     hold: bool = False
     http_listen: str = ""
+    crew_networks: str = CREW_NETWORKS
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -77,6 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metrics", default="127.0.0.1:0", help="host:port of /metrics and /readyz")
     parser.add_argument("--driver", default="auto", choices=KINDS, help="what makes sandboxes")
+    parser.add_argument(
+        "--crew-networks",
+        type=_subnet,
+        default=CREW_NETWORKS,
+        help=f"addresses for crews' own networks, where the driver has any (default {CREW_NETWORKS})",
+    )
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
@@ -86,6 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="keep only the sandboxes' fork server, for factories that lack its privileges",
     )
     return parser
+
+
+def _subnet(text: str) -> str:
+    """A whole subnet in its own spelling."""
+    try:
+        return str(ipaddress.IPv4Network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"cannot use '{text}': {error}") from None
 
 
 def _secret(path: str) -> str:

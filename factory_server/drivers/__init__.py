@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from factory_server.core.sandbox import Driver
 
+CREW_NETWORKS = "10.213.0.0/16"
+"""Where crews' networks get their addresses, unless told otherwise."""
 KINDS = ("auto", "namespaces", "docker", "fake")
 AUTO_PREFERS_DOCKER = False
 """Whether `auto` takes an engine that answers and has the agents' image, before namespaces."""
 
 
-def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.0) -> Driver:
+def open_driver(
+    kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.0, crew_networks: str = CREW_NETWORKS
+) -> Driver:
     """The driver called `kind`, not yet started; `auto` is the best that this release has.
 
     Imports wait until here: the fork server imports this package and must stay light and single-threaded.
@@ -27,7 +31,7 @@ def open_driver(kind: str, state_dir: Path, *, factory: str, leash_s: float = 0.
         case "docker":
             from factory_server.drivers.docker.driver import DockerDriver
 
-            return DockerDriver(state_dir, factory=factory, bases_dir=bases)
+            return DockerDriver(state_dir, factory=factory, bases_dir=bases, addresses=crew_networks)
         case "namespaces":
             from factory_server.drivers.namespaces.driver import NamespacesDriver
 

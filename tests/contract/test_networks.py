@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tcp
 
 from factory_server.core.errors import Invalid, Refused, Unavailable
 from factory_server.core.networks import CREW_NETWORKS, NetworkSpec, names_of
@@ -32,7 +33,6 @@ from tests.contract.test_drivers import FakeRig
 log = logging.getLogger("tests.networks")
 MANY = int(os.environ.get("HYPERFACTORY_DOCKER_NETWORKS", "40"))
 PORT = 18765
-TRY_S = 0.7
 
 
 @pytest.fixture
@@ -80,43 +80,6 @@ async def test_a_driver_without_networks_says_so(state: Path) -> None:
     assert networks.finding.enforcement is Enforcement.ABSENT
 
 
-LISTEN = f"""
-import os, socket, sys
-if os.fork():
-    os._exit(0)
-os.setsid()
-for number in range(3):
-    os.dup2(os.open(os.devnull, os.O_RDWR), number)
-server = socket.create_server(("0.0.0.0", {PORT}))
-while True:
-    client, _ = server.accept()
-    client.sendall(socket.gethostname().encode())
-    client.close()
-"""
-DIAL = f"""
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-def tcp(where):
-    try:
-        with socket.create_connection((where, {PORT}), timeout={TRY_S}) as client:
-            return client.recv(99).decode() or "nothing"
-    except OSError as error:
-        return ""
-def udp(where):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout({TRY_S})
-        try:
-            client.sendto(b"?", (where, {PORT}))
-            return client.recv(99).decode()
-        except OSError:
-            return ""
-targets = TARGETS
-with ThreadPoolExecutor(16) as pool:
-    addresses = [where for where in targets if where[0].isdigit()]
-    print(json.dumps([list(pool.map(tcp, targets)), list(pool.map(udp, addresses))]))
-"""
-
-
 class DockerNetworkRig(DockerRig):
     """The engine, and what is left on the host."""
 
@@ -142,11 +105,11 @@ class DockerNetworkRig(DockerRig):
         return done
 
     async def listen(self, sandbox: Sandbox) -> None:
-        await self.run(sandbox, LISTEN)
+        await self.run(sandbox, tcp.listener(PORT))
 
     async def dial(self, sandbox: Sandbox, *targets: str) -> list[list[str]]:
         """What answers, by TCP and by UDP; '' for nothing."""
-        done = await self.run(sandbox, DIAL.replace("TARGETS", repr(targets)))
+        done = await self.run(sandbox, tcp.dialler(PORT, *targets))
         found: list[list[str]] = json.loads(done["out"])
         return found
 
@@ -226,10 +189,10 @@ class TestDocker(NetworksSuite):
             mates = ["b", "b.crew-red.svc", where["b"], where["a"]]
             closed = [*host_addresses(), where["c"], "c", "c.crew-blue.svc", "169.254.169.254", "1.1.1.1"]
             assert len([a for a in closed if a.startswith("10.213.")]) >= 3, "both gateways are among them"
-            tcp, udp = await rig.dial(red, *mates, *closed, "127.0.0.1")
-            assert tcp == ["agent"] * len(mates) + [""] * len(closed) + ["agent"]
+            answers, udp = await rig.dial(red, *mates, *closed, "127.0.0.1")
+            assert answers == ["mate"] * len(mates) + [""] * len(closed) + ["mate"]
             assert not any(udp)
-            assert (await rig.dial(blue, "c", "b", "b.crew-red.svc", where["b"]))[0] == ["agent", "", "", ""]
+            assert (await rig.dial(blue, "c", "b", "b.crew-red.svc", where["b"]))[0] == ["mate", "", "", ""]
 
     async def test_rules_that_were_deleted_come_back(
         self, rig: DockerNetworkRig, monkeypatch: pytest.MonkeyPatch
@@ -247,7 +210,7 @@ class TestDocker(NetworksSuite):
             rig.driver.networks._in_use = False
             for chain, rule in rig.driver.networks._fence.jumps():
                 run("iptables", "-D", chain, *rule.split())
-            assert (await rig.dial(red, *targets))[0] == ["the host"] * (len(targets) - 1) + ["agent"]
+            assert (await rig.dial(red, *targets))[0] == ["the host"] * (len(targets) - 1) + ["mate"]
             await self.make(rig, "d-g1")
             await self.join(rig, "d-g1", "d", network="blue")
             assert not any((await rig.dial(red, *targets, "127.0.0.1"))[0][:-1])

@@ -78,3 +78,14 @@ def test_mistakes_end_the_program_with_2(
         config.parse([places.get(word, word) for word in arguments])
     assert ended.value.code == 2
     assert "word@host" not in capsys.readouterr().err
+
+
+def test_crews_networks_are_a_whole_subnet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.parse((*HOME, *DATABASE, *BUS)).crew_networks == "10.213.0.0/16"
+    assert (
+        config.parse((*HOME, *DATABASE, *BUS, "--crew-networks", "10.9.0.0/20")).crew_networks
+        == "10.9.0.0/20"
+    )
+    with pytest.raises(SystemExit):
+        config.parse((*HOME, *DATABASE, *BUS, "--crew-networks", "10.9.0.1/20"))
+    assert "has host bits set" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from typing import Final
 
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
+from factory_server.drivers import CREW_NETWORKS
 from factory_server.drivers.docker import containers, directories, findings, hardening, output, sealing
 from factory_server.drivers.docker.arrivals import Arrivals
 from factory_server.drivers.docker.births import Birth
@@ -22,7 +23,7 @@ from factory_server.drivers.docker.engine import DEFAULT_IMAGE, ConflictError, E
 from factory_server.drivers.docker.host import NAME, Host, factory_id
 from factory_server.drivers.docker.keeping import Keeper
 from factory_server.drivers.docker.making import Maker, Recipe
-from factory_server.drivers.docker.networks import ADDRESS_POOL, DockerNetworks
+from factory_server.drivers.docker.networks import DockerNetworks
 from factory_server.drivers.docker.roster import Living, Roster
 from factory_server.drivers.docker.watch import Watch
 from factory_server.drivers.exitstream import ExitHub
@@ -58,7 +59,7 @@ class DockerDriver:
         packages: Iterable[str] = (),
         runtime: str = "",
         bases_dir: Path | None = None,
-        addresses: str = ADDRESS_POOL,
+        addresses: str = CREW_NETWORKS,
     ) -> None:
         self._exits = ExitHub(self._nothing_to_renew)
         self._host = Host(

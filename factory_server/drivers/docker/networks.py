@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Refused, Unavailable
 from factory_server.core.networks import CREW_NETWORKS, POOL_PREFIX, Network, NetworkLimits, NetworkSpec
 from factory_server.core.sandbox import Enforcement, Property
+from factory_server.drivers import CREW_NETWORKS as ADDRESS_POOL
 from factory_server.drivers.docker import bridges
 from factory_server.drivers.docker.engine import Client, Lane
 from factory_server.drivers.docker.fence import Fence, FenceError
@@ -29,7 +30,6 @@ from factory_server.drivers.docker.roster import Living
 
 log = logging.getLogger("factory.docker")
 
-ADDRESS_POOL: Final = "10.213.0.0/16"
 NETWORKS_MAX: Final = 500
 INSTANCE_BYTES: Final = 20 * 1024 * 1024  # of memory, measured: an idle agent with all that belongs to it
 CHECK_S: Final = 5.0
