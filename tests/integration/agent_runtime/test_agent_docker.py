@@ -10,7 +10,7 @@ import pytest
 
 from factory_server.drivers.docker.driver import DockerDriver
 from tests.integration.agent_runtime.parts import World, call_tool, plain, run_task
-from tests.integration.agent_runtime.test_agent_sandboxed import raise_crew
+from tests.integration.agent_runtime.test_agent_sandboxed import check_mcp, raise_crew
 
 
 @pytest.fixture(params=["plain_engine", "remapped_engine"])
@@ -39,3 +39,4 @@ async def test_the_mission_is_done_in_containers(bussed: World, driver: DockerDr
     peeking = "import os; print(open(f'/proc/{os.getppid()}/environ', 'rb').read())"
     peeked = await call_tool(stubs["coder-1"], "run_python", {"code": peeking})
     assert "PermissionError" in peeked.text, "a tool sees nothing of the runtime that started it"
+    await check_mcp(driver)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from factory_server.core.sandbox import SandboxSpec
+from factory_server.core.sandbox import Driver, SandboxSpec, http_socket
 from factory_server.drivers.namespaces.driver import NamespacesDriver
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
 from tests.integration.agent_runtime.parts import World, call_tool, plain, run_task
+from tests.support.mcp import Mcp
 from wire.channels import open_control_channel
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the full tier needs root")
@@ -73,3 +74,11 @@ async def test_tools_work_inside_the_sandbox(bussed: World, driver: NamespacesDr
     assert ran.text.startswith("/workspace ")
     slow = await call_tool(stubs["coder-1"], "run_python", {"code": "bytearray(10**9)"})
     assert "MemoryError" in slow.text
+    await check_mcp(driver)
+
+
+async def check_mcp(driver: Driver) -> None:
+    """The factory reaches an agent's MCP endpoint, and the agent has nothing left that leads to it."""
+    mcp = Mcp(Path(http_socket(await driver.publish("coder-1-g1"))))
+    found = await mcp.call("run_python", code="import os; print(os.path.lexists('/run/hf/own/http.sock'))")
+    assert found["content"] == [{"type": "text", "text": "False"}]
