@@ -18,6 +18,7 @@ from factory_cli.commands import (
     profile,
     proxy,
     secret,
+    skill,
     stack,
     task,
     tool,
@@ -56,6 +57,7 @@ app.add_typer(crew.app, name="crew", help="Assemble, signal, watch and disband c
 app.add_typer(agent.app, name="agent", help="Look at agents, read their output, stop and spawn them.")
 app.add_typer(task.app, name="task", help="Give tasks to members of a crew.")
 app.add_typer(tool.app, name="tool", help="The tools of all agents: list, watch and call them.")
+app.add_typer(skill.app, name="skill", help="Packs of instructions and scripts for agents: publish, mount.")
 app.add_typer(context.app, name="context", help="Read and write a crew's shared context.")
 app.command("pool")(pool.pool)
 app.add_typer(profile.app, name="profile", help="Kinds of agents.")

@@ -22,11 +22,19 @@ from hyperfactory.v1 import (
     factory_service_pb2,
     options_pb2,
     profile_service_pb2,
+    skill_service_pb2,
 )
 from wire.proto_json import fill, load_object
 
 REQUEST_MAX_BYTES = 4 * 1024 * 1024
-_FILES = (factory_service_pb2, crew_service_pb2, profile_service_pb2, agent_service_pb2, health_pb2)
+_FILES = (
+    factory_service_pb2,
+    crew_service_pb2,
+    profile_service_pb2,
+    skill_service_pb2,
+    agent_service_pb2,
+    health_pb2,
+)
 
 
 def services() -> Iterator[ServiceDescriptor]:

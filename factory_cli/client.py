@@ -17,6 +17,7 @@ from hyperfactory.v1 import (
     factory_service_pb2,
     factory_service_pb2_grpc,
     profile_service_pb2_grpc,
+    skill_service_pb2_grpc,
     tool_service_pb2_grpc,
     types_pb2,
 )
@@ -65,6 +66,7 @@ class Client:
     factory: factory_service_pb2_grpc.FactoryServiceAsyncStub
     crews: crew_service_pb2_grpc.CrewServiceAsyncStub
     profiles: profile_service_pb2_grpc.ProfileServiceAsyncStub
+    skills: skill_service_pb2_grpc.SkillServiceAsyncStub
     tools: tool_service_pb2_grpc.ToolServiceAsyncStub
 
     async def crew_id(self, reference: str) -> str:
@@ -130,5 +132,6 @@ async def connect(file: Path, *, authority: str = "") -> AsyncIterator[Client]:
             factory=factory_service_pb2_grpc.FactoryServiceStub(channel),
             crews=crew_service_pb2_grpc.CrewServiceStub(channel),
             profiles=profile_service_pb2_grpc.ProfileServiceStub(channel),
+            skills=skill_service_pb2_grpc.SkillServiceStub(channel),
             tools=tool_service_pb2_grpc.ToolServiceStub(channel),
         )

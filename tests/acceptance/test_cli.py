@@ -15,6 +15,7 @@ import pytest_asyncio
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stack_process import Shell, stack
+from support.packs import END, member
 
 HELLO = "examples/crews/hello.json"
 pytestmark = [pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
@@ -95,3 +96,26 @@ async def test_an_agent_hibernates_and_wakes_by_hand(run, crew):
     assert asleep["state"] == "AGENT_STATE_HIBERNATING"
     awake = await document(run, f"agent wake {crew}/planner")
     assert (awake["state"], awake["generation"]) == ("AGENT_STATE_READY", "2")
+
+
+async def test_a_skill_pack_is_published_mounted_called_and_taken_away(run, crew, tmp_path):
+    published = await document(run, "skill publish examples/skills/text-statistics")
+    again = await document(run, "skill publish examples/skills/text-statistics")
+    assert (published["existed"], again["existed"]) == (False, True)
+    pin = f"text-statistics@{published['pack']['digest']}"
+    assert [p["name"] for p in (await document(run, "skill list"))["packs"]] == ["text-statistics"]
+    assert (await document(run, f"skill get {pin}"))["files"][0]["path"] == "SKILL.md"
+    mounted = await document(run, f"skill mount {crew}/coder-1 text-statistics")
+    assert mounted["agent"]["skills"] == [pin]
+    assert [tool["name"] for tool in mounted["tools"]] == ["text_statistics"]
+    public = "coder-1__text_statistics"
+    called = await lines(run, f'tool call {crew} {public} \'{{"text": "One two. Three!"}}\'')
+    assert called[-1]["result"]["structured"]["words"] == 3
+    unmounted = await document(run, f"skill unmount {crew}/coder-1 text-statistics")
+    assert unmounted["agent"]["skills"] == []
+    assert (await run(f"hyperfactory tool call {crew} {public} '{{}}'")).code != 0
+    hostile = tmp_path / "hostile.tar"
+    hostile.write_bytes(member(b"../../etc/passwd", b"x") + END)
+    refused = await run(f"hyperfactory --json skill publish {hostile}")
+    assert refused.code != 0
+    assert "SKILL_REFUSED" in refused.out + refused.err
