@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -82,7 +83,7 @@ class AssumedAgent:
         self.inbox = inbox
         self.gate = Gate()
         self.tasks = TaskRunner(self.gate)
-        self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX)
+        self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX, log_level=logging.DEBUG)
         self.memory = MemoryTools.of(parts.context, parts.model)
         self.memory.offer(parts.registry)
         self._chats = 0

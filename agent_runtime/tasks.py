@@ -98,9 +98,10 @@ class Gate:
 class TaskRunner:
     """The tasks in work, by id. Whoever waits for one owns it: a call that ends early cancels its task."""
 
-    def __init__(self, gate: Gate, *, most: int = TASKS_MAX) -> None:
+    def __init__(self, gate: Gate, *, most: int = TASKS_MAX, log_level: int = logging.INFO) -> None:
         self._gate = gate
         self._most = most
+        self._log_level = log_level
         self._running: set[str] = set()
         self._owner = TaskOwner()
 
@@ -110,7 +111,7 @@ class TaskRunner:
     async def run(self, task: str, work: Work) -> AsyncGenerator[Progress | Any, None]:
         """Yield each progress, then the result as the last; raises what the work raised."""
         with self._gate.pass_through(), self._entry(task):
-            log.info("task begins", extra={"task": task})
+            log.log(self._log_level, "task begins", extra={"task": task})
             steps = _Steps()
             running = self._owner.spawn(_outcome(work, steps.report), f"task {task}")
             running.add_done_callback(steps.end)
@@ -121,7 +122,7 @@ class TaskRunner:
                 # Also when the caller went away: nothing runs that nobody waits for.
                 running.cancel()
                 await asyncio.wait([running])
-            log.info("task ended", extra={"task": task})
+            log.log(self._log_level, "task ended", extra={"task": task})
             yield _settled(running)
 
     async def close(self) -> None:
