@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 START_WITHIN_S = 120.0
 STOP_WITHIN_S = 60.0
 CALL_WITHIN_S = 60.0
+PROXY_WITHIN_S = 30.0
 MANIFEST = {
     "name": "trio",
     "members": [
@@ -162,3 +164,27 @@ async def connected(running: Running, *, token: str | None = None) -> AsyncItera
     ]
     async with grpc.aio.secure_channel(told["endpoint"], credentials, options) as channel:
         yield Client(channel, told_token)
+
+
+@asynccontextmanager
+async def proxied(running: Running) -> AsyncIterator[str]:
+    """`hyperfactory proxy`, and its URL."""
+    command = (sys.executable, "-m", "factory_cli", "--client", str(running.home / "client.json"), "--json")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "proxy",
+        "--port",
+        "0",
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PROXY_WITHIN_S):
+            said = await process.stdout.readline()
+        yield json.loads(said)["url"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        await process.wait()

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
-from running import ROOT, Running
+from running import ROOT, Running, proxied
 
 from lf.a2a.v1 import a2a_pb2, a2a_pb2_grpc
 
@@ -134,3 +135,15 @@ async def test_who_speaks_another_version_or_shows_no_token_is_refused(
         await stub.GetExtendedAgentCard(request, timeout=CALL_WITHIN_S, metadata=shown)
     assert refused.value.code() is code
     assert any(reason in value for key, value in refused.value.trailing_metadata() if key.endswith("-bin"))
+
+
+async def test_the_card_lies_where_clients_look_for_it(running, client, pair):
+    from google.protobuf.json_format import Parse
+
+    async with proxied(running) as url, aiohttp.ClientSession() as session:
+        path = f"{url}/agents/{pair['quick']}/.well-known/agent-card.json"
+        async with session.get(path) as answer:
+            assert (answer.status, answer.content_type) == (200, "application/json")
+            assert Parse(await answer.text(), a2a_pb2.AgentCard()) == await card_of(client, pair["quick"])
+        async with session.get(f"{url}/agents/a-none/.well-known/agent-card.json") as unknown:
+            assert unknown.status == 404

@@ -10,14 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp import Client as McpClient
 from mcp import MCPError
-from running import ROOT, Client, Running, request_id
+from running import ROOT, Client, Running, proxied, request_id
 from test_clients import INSTALL_WITHIN_S, program, run
 
 from hyperfactory.v1 import factory_service_pb2, factory_service_pb2_grpc
@@ -30,30 +29,6 @@ START_WITHIN_S = 20.0
 LIST_MAX_S = 1.0
 CODER_TOOLS = {"list_files", "read_file", "write_file"}
 MODES = ("auto", "legacy")
-
-
-@asynccontextmanager
-async def proxied(running: Running) -> AsyncIterator[str]:
-    """`hyperfactory proxy`, and its URL."""
-    command = (sys.executable, "-m", "factory_cli", "--client", str(running.home / "client.json"), "--json")
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        "proxy",
-        "--port",
-        "0",
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(START_WITHIN_S):
-            said = await process.stdout.readline()
-        yield json.loads(said)["url"]
-    finally:
-        process.send_signal(signal.SIGINT)
-        await process.wait()
 
 
 @pytest.fixture
