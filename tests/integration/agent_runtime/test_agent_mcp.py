@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ WORKER = {"entry_point": "tests.integration.agent_runtime.agents:Worker"}
 FIXTURE = {"entry_point": "tests.support.mcp_fixture:Fixture"}
 HANDSHAKE = "2025-11-25"
 CHANGE_VISIBLE_S = 0.1
+PAGE = Path(__file__).parents[3] / "docs" / "mcp.md"
 DEEP = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":' + b"[" * 90 + b"]" * 90 + b"}}"
 
 
@@ -204,6 +209,19 @@ async def test_an_unknown_tool_and_bad_arguments_are_told_apart(world: World) ->
     wrong = await mcp.call("read_file", path=5)
     assert wrong["isError"]
     assert "must be of type string" in wrong["content"][0]["text"]
+
+
+async def test_the_example_of_the_page_about_mcp_works(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    module = ModuleType("page_about_mcp")
+    exec(compile(example, str(PAGE), "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    _, http = await http_of(world, spec={"entry_point": f"{module.__name__}:Greeter"})
+    mcp = Mcp(http.path, REVIEWER, {"elicitation": {}})
+    assert (await mcp.call("greet"))["inputRequests"]["who"]["method"] == "elicitation/create"
+    answers = {"who": {"action": "accept", "content": {"name": "Ada"}}}
+    done = await mcp.ask("tools/call", name="greet", arguments={}, inputResponses=answers)
+    assert done["content"][0]["text"] == "Hello, Ada!"
 
 
 async def test_a_call_without_mcp_cannot_be_asked(world: World) -> None:
