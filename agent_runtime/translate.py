@@ -94,14 +94,22 @@ def tool_update(update: Progress | Outcome) -> pb.CallToolResponse:
     if isinstance(update, Progress):
         return pb.CallToolResponse(progress=progress(update))
     if update.asks or update.state:
-        update = Outcome("the tool asks its caller for more, which can be answered by MCP only", is_error=True)
+        update = Outcome(
+            "the tool asks its caller for more, which can be answered by MCP only", is_error=True
+        )
     return pb.CallToolResponse(
         result=pb.ToolResult(
-            text=update.text,
+            text=update.text or "\n".join(_text(block) for block in update.content),
             structured=_bounded(update.structured, "the tool's result"),
             is_error=update.is_error,
         )
     )
+
+
+def _text(block: Mapping[str, Any]) -> str:
+    """A block of MCP as text: what is none is named by its kind."""
+    inner = block.get("resource", block)
+    return str(inner["text"]) if "text" in inner else f"[{block.get('type')} {inner.get('mimeType', '')}]"
 
 
 def _bounded(plain: Any, what: str) -> Struct:

@@ -228,5 +228,7 @@ async def test_a_call_without_mcp_cannot_be_asked(world: World) -> None:
     agent, _ = await http_of(world, spec=FIXTURE)
     async with asyncio.timeout(WITHIN_S):
         result = await call_tool(agent.stub, "test_elicitation", {"message": "?"})
+        mixed = await call_tool(agent.stub, "test_multiple_content_types", {})
     assert result.is_error
     assert "MCP" in result.text
+    assert mixed.text.splitlines()[:2] == ["Multiple content types test:", "[image image/png]"]
