@@ -14,10 +14,10 @@ setup-dev:
 	@scripts/setup.sh embedded,dev
 
 demo: setup ## assemble a real crew, run a mission, lose an agent on purpose, leave nothing behind
-	@.venv/bin/hyperfactory demo
+	@.venv/bin/hyperfactory demo $(ARGS)
 
 serve: setup ## run the stack in the foreground; credentials in run/client.json; Ctrl-C stops it
-	@exec $(PY) -m embedded --under-make --home $(HOME_DIR)
+	@exec $(PY) -m embedded --under-make --home $(HOME_DIR) $(ARGS)
 
 test: setup-dev ## run every test
 	@.venv/bin/pytest $(ARGS)

@@ -34,11 +34,11 @@ from factory_server.api.server import Servicers, build_guard, build_server
 from factory_server.api.skills import SkillServicer
 from factory_server.api.tools import ToolServicer, ToolUses
 from factory_server.bus import RedisBus
+from factory_server.choosing import driver_of, kept_driver, terminate
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
 from factory_server.core.ports import Egress
 from factory_server.core.sandbox import Driver
-from factory_server.drivers import open_driver
 from factory_server.drivers.line import GrpcLine
 from factory_server.drivers.namespaces.launcher import places
 from factory_server.egress import EgressProxy
@@ -242,7 +242,7 @@ async def open_parts(
     """Open the adapters, and let go of them at the end; instances live on."""
     store = PostgresStore(settings.database_url)
     await store.open()
-    driver = _driver(settings)
+    driver = await kept_driver(settings, store)
     try:
         await driver.start()
         bus = RedisBus(settings.bus_url, secret=await store.secret("bus"))
@@ -274,15 +274,6 @@ async def open_parts(
 def open_shelf(settings: config.Config) -> Shelf:
     """The skill packs of this home, and the keys that sign them."""
     return Shelf(settings.home / "skills", SkillSigner.open(settings.home / "pki" / "skills"))
-
-
-def _driver(settings: config.Config) -> Driver:
-    return open_driver(
-        settings.driver,
-        settings.home / "sandboxes",
-        factory=settings.home.name,
-        crew_networks=settings.crew_networks,
-    )
 
 
 def _told_to_stop() -> asyncio.Event:
@@ -332,20 +323,10 @@ async def _ensure_pool(parts: Parts, settings: config.Config) -> None:
         await parts.store.set_pool(BASE, settings.pool, None, "factory")
 
 
-async def terminate(settings: config.Config) -> None:
-    """End every sandbox of this home, whoever owns it."""
-    driver = _driver(settings)
-    await driver.start()
-    for sandbox in await driver.list():
-        await driver.destroy(sandbox.instance)
-    end = getattr(driver, "terminate", None)
-    await (end() if end is not None else driver.close())
-
-
 async def hold(settings: config.Config) -> None:
     """Keep the sandboxes' fork server alive until SIGTERM or SIGINT: it needs privileges that no factory needs."""
     stop = _told_to_stop()
-    driver = _driver(settings)
+    driver = driver_of(settings)
     await _start_to_hold(driver)
     async with await serve_metrics(settings.metrics, lambda: not stop.is_set()), asyncio.TaskGroup() as group:
         # Listening for exits also starts a new fork server where the old one died.

@@ -10,9 +10,15 @@ if TYPE_CHECKING:
 
 CREW_NETWORKS = "10.213.0.0/16"
 """Where crews' networks get their addresses, unless told otherwise."""
-KINDS = ("auto", "namespaces", "docker", "fake")
+AUTO = "auto"
+KINDS = (AUTO, "namespaces", "docker", "fake")
 AUTO_PREFERS_DOCKER = False
-"""Whether `auto` takes an engine that answers and has the agents' image, before namespaces."""
+"""Whether `auto` takes an engine that answers and has the agents' image, before namespaces.
+
+Not yet: crews, hibernation, kills and the demo are as reliable on Docker, but nobody checks that the image is of
+this release (a stale runtime would be met at the first call), and a cold start takes ten times as long. Whoever
+wants containers says `--driver docker`.
+"""
 
 
 def open_driver(
@@ -24,7 +30,7 @@ def open_driver(
     """
     from factory_server.core.errors import Invalid
 
-    if kind == "auto":
+    if kind == AUTO:
         kind = _best()
     bases = state_dir.parent / "bases"
     match kind:
@@ -42,6 +48,18 @@ def open_driver(
             return FakeDriver(state_dir)
         case _:
             raise Invalid(f"no driver is called '{kind}'; there are {', '.join(KINDS)}")
+
+
+def used_kinds(home: Path) -> list[str]:
+    """The drivers that may have sandboxes of this home: namespaces always, Docker where its engine has some."""
+    from factory_server.core.errors import Unavailable
+    from factory_server.drivers.docker import survey
+
+    try:
+        boxed = bool(survey.containers_of(home.resolve()))
+    except Unavailable:
+        boxed = False
+    return ["namespaces", "docker"] if boxed else ["namespaces"]
 
 
 def _best() -> str:
