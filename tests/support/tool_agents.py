@@ -42,7 +42,15 @@ class ToolAgent:
     cancelled: list[str] = field(default_factory=list)
     drowsy: int = 0
     """So many calls are refused because it is about to fall asleep."""
+    suspended: bool = False
     app: web.Application = field(default_factory=web.Application)
+
+    def refuses(self) -> bool:
+        """Whether a call comes too late, as it does at the runtime: a suspended agent takes none."""
+        if self.drowsy:
+            self.drowsy -= 1
+            return True
+        return self.suspended
 
     def offer(self, *tools: pb.Tool) -> None:
         """Offer exactly these from now on."""
@@ -127,8 +135,7 @@ class _Servicer(agent_service_pb2_grpc.AgentServiceServicer):
 
     async def CallTool(self, request: pb.CallToolRequest, context: Any) -> AsyncIterator[pb.CallToolResponse]:
         me = self._me
-        if me.drowsy:
-            me.drowsy -= 1
+        if me.refuses():
             await status.abort(context, Unavailable("the agent is suspended", reason="DRAINING"))
         if request.name not in me.tools:
             await status.abort(context, NotFound(f"no tool '{request.name}'"))
@@ -145,10 +152,12 @@ class _Servicer(agent_service_pb2_grpc.AgentServiceServicer):
     async def Suspend(self, request: pb.SuspendRequest, context: Any) -> pb.SuspendResponse:
         import hashlib
 
+        self._me.suspended = True
         data = b"state"
         return pb.SuspendResponse(state=pb.StateBlob(data=data, sha256=hashlib.sha256(data).hexdigest()))
 
     async def Resume(self, request: pb.ResumeRequest, context: Any) -> pb.ResumeResponse:
+        self._me.suspended = False
         return pb.ResumeResponse()
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:

@@ -34,15 +34,13 @@ class Mcp:
         self.seen: list[tuple[dict[str, str], bytes]] = []
         self.connections: set[int] = set()
         self.cancelled = 0
-        self.drowsy = 0
         agent.app.router.add_route("*", "/mcp", self.serve)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((dict(request.headers), body))
         self.connections.add(id(request.transport))
-        if self.drowsy:
-            self.drowsy -= 1
+        if self.agent.refuses():
             data = {"reason": "DRAINING"}
             error = {"jsonrpc": "2.0", "id": 1, "error": {"code": 14, "message": "asleep", "data": data}}
             return web.json_response(error, status=503)
@@ -204,7 +202,7 @@ async def test_a_sleeper_is_woken_and_one_that_falls_asleep_is_asked_again(
     await asleep(plant, agent.id)
     assert (await admin.ask(f"/agents/{agent.id}/mcp", call("look"))).status == 200
     assert (await plant.store.get_agent(agent.id)).state is AgentState.READY
-    of(endpoints, "w").drowsy = 2
+    of(endpoints, "w").agent.drowsy = 2
     assert (await admin.ask(f"/agents/{agent.id}/mcp", call("look"))).status == 200
 
 
