@@ -13,9 +13,9 @@ import ipaddress
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Refused, Unavailable
@@ -23,6 +23,7 @@ from factory_server.core.networks import CREW_NETWORKS, POOL_PREFIX, Network, Ne
 from factory_server.core.sandbox import Enforcement, Property
 from factory_server.drivers import CREW_NETWORKS as ADDRESS_POOL
 from factory_server.drivers.docker import bridges
+from factory_server.drivers.docker.bridges import Bridge
 from factory_server.drivers.docker.engine import Client, Lane
 from factory_server.drivers.docker.fence import Fence, FenceError
 from factory_server.drivers.docker.host import Host
@@ -36,7 +37,6 @@ CHECK_S: Final = 5.0
 FRESH_S: Final = 1.0
 """So long a look at the rules is believed."""
 CALL_MAX_S: Final = 20.0
-_INTERFACES: Final = Path("/sys/class/net")
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class DockerNetworks:
         self._networks_max = networks_max
         self._fence = Fence(bridges.bridges_of(host.factory))
         self._known: dict[str, frozenset[str]] = {}
+        self._bridges: dict[str, Bridge] = {}
         self._slow = asyncio.Lock()
         self._lock = -1
         self._in_use = True  # until a look tells otherwise
@@ -77,7 +78,7 @@ class DockerNetworks:
     async def limits(self) -> NetworkLimits:
         """What there is room for."""
         try:
-            await self._call(lambda c: self._check(c, keep=True), "close crews' networks")
+            await self._call(lambda c: self._check(c, coming=True), "close crews' networks")
         except Unavailable as error:
             raise Refused(
                 f"cannot give a crew a network: {error}", metadata={"property": CREW_NETWORKS}
@@ -167,14 +168,16 @@ class DockerNetworks:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def _check(self, client: Client, *, keep: bool = False) -> None:
-        """Have the rules stand for the bridges that are there, or (`keep`) that will be there."""
+    def _check(self, client: Client, *, coming: bool = False) -> None:
+        """Have the rules stand for the bridges that are there, and where one is `coming` even without any."""
         there = [bridge.bridge for bridge in bridges.listed(client, self._host.factory)]
-        known, self._in_use = self._in_use, bool(there) or keep
+        known, self._in_use = self._in_use, bool(there) or coming
         if not self._in_use and known:
             self._fence.lift()
-        elif self._in_use and self._fence.assure(there) and known and there:
-            log.warning("rules that close crews' networks were written", extra={"action": "network.fence"})
+        elif self._in_use and self._fence.assure(there) and known and not coming:
+            log.warning(
+                "rules that close crews' networks were written anew", extra={"action": "network.fence"}
+            )
         self._checked_at = time.monotonic()
 
     def _make(self, client: Client, spec: NetworkSpec) -> Network:
@@ -182,21 +185,26 @@ class DockerNetworks:
         bridge = bridges.make(client, factory, spec.network, spec.prefix, spec.labels, self._base)
         try:
             _check_place(bridge.bridge)
-            self._check(client)
+            self._check(client, coming=True)
         except FenceError:
             bridges.remove(client, bridge)
             raise
+        self._bridges[spec.network] = bridge
         return Network(bridge.network, bridge.subnet)
 
     def _attach(self, client: Client, container: str, network: str, names: Sequence[str]) -> str:
-        bridge = bridges.found(client, self._host.factory, network)
+        bridge = self._bridges.get(network) or bridges.found(client, self._host.factory, network)
         if bridge is None:
             raise NotFound(f"no network '{network}'", resource_type="network", resource_name=network)
         if time.monotonic() - self._checked_at > FRESH_S:
             self._check(client)
-        return bridges.attach(client, bridge, container, names, self._known)
+        self._bridges.pop(network, None)  # it stays known only if it is there
+        address = bridges.attach(client, bridge, container, names, self._known)
+        self._bridges[network] = bridge
+        return address
 
     def _remove(self, client: Client, network: str) -> None:
+        self._bridges.pop(network, None)
         left = bridges.listed(client, self._host.factory)
         for bridge in [bridge for bridge in left if bridge.network == network]:
             bridges.remove(client, bridge)
@@ -209,8 +217,10 @@ class DockerNetworks:
 
 def _check_place(bridge: str) -> None:
     """Rules are written where this process is: no use where the engine is elsewhere."""
-    if not (_INTERFACES / bridge).exists():
-        raise FenceError("the engine's bridges are not in this process's network")
+    try:
+        socket.if_nametoindex(bridge)  # not by /sys, which may be of another network
+    except OSError as error:
+        raise FenceError("the engine's bridges are not in this process's network") from error
 
 
 def _pool(text: str) -> ipaddress.IPv4Network:
