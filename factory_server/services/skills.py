@@ -269,6 +269,9 @@ class Mounts:
             wished = {ref.name for ref in skills.pins(row.spec.skills, "skills")}
             shown = await self._parts.driver.mounts(row.instance.id)
             tools: dict[str, Sequence[agent_service_pb2.Tool]] = {}
+            if not shown and not wished:
+                self._settled[row.id] = _wish_of(row)
+                return tools
             async with self._line(row) as line:
                 for name in shown:
                     if name not in wished:

@@ -7,11 +7,13 @@ says is refused, and stays as it is for whoever asks what happened.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +24,7 @@ PLACED_PLAIN: Final = 0o444
 PLACED_EXECUTABLE: Final = 0o555
 FOLDER: Final = 0o755
 MAKING: Final = ".making-"
+STRAY_AGE_S: Final = 600.0
 
 
 class Signer(Protocol):
@@ -63,6 +66,7 @@ class Shelf:
     def _make(self, place: Path, pack: Pack, content: bytes) -> None:
         _check_content(pack, content)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(self._directory)
         made = self._directory / f"{MAKING}{secrets.token_hex(8)}"
         made.mkdir(mode=FOLDER)
         try:
@@ -75,6 +79,15 @@ class Shelf:
         finally:
             shutil.rmtree(made, ignore_errors=True)
         _sync(self._directory)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a process that was killed left half-made; another one may be making something right now."""
+    oldest = datetime.now(UTC).timestamp() - STRAY_AGE_S
+    for path in directory.glob(f"{MAKING}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_content(pack: Pack, content: bytes) -> None:

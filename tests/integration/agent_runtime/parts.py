@@ -179,9 +179,10 @@ class World:
         """A running instance without identity."""
         own = self.home / name
         work = workspace or self.home / f"{name}-w"
-        for directory in (own, work):
+        skills = self.home / f"{name}-k"
+        for directory in (own, work, skills):
             directory.mkdir(exist_ok=True)
-        runtime = Runtime(Paths(own, self.peers, work))
+        runtime = Runtime(Paths(own, self.peers, work, skills))
         await runtime.start()
         self.stack.push_async_callback(runtime.stop)
         control = open_control_channel(f"unix:{runtime.paths.control}", CONTROL_OPTIONS)
