@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import signal
 import ssl
@@ -26,6 +27,7 @@ LOOPBACK: Final = "127.0.0.1"
 CONNECT_MAX_S: Final = 10.0
 DRAIN_S: Final = 2.0
 CONNECTIONS_MAX: Final = 500
+PASSED_MAX_BYTES: Final = 64 * 1024
 TRIED: Final = "/.well-known/jwks.json"
 
 _LOCAL_HOST_RE = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -85,7 +87,7 @@ class Proxy:
         self._session = session
         self._contexts = Contexts(client.identity)
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
+    async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         if (why := foreign(request)) is not None:
             return _refusal(403, 7, f"this proxy serves programs of this machine only: {why}")
         try:
@@ -143,7 +145,7 @@ def foreign(request: web.BaseRequest) -> str | None:
     return None
 
 
-async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
     response = web.StreamResponse(
         status=answer.status, reason=answer.reason, headers=_passed(answer.headers, _RESPONSE_DROPS)
     )
@@ -182,11 +184,18 @@ async def listening(client: ClientFile, port: int) -> AsyncIterator[int]:
     ) as session:
         proxy = Proxy(client, session)
         await proxy.reach()
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", proxy.serve)
-        runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, auto_decompress=False, shutdown_timeout=DRAIN_S
+        # A server without routes: no path is strange to a proxy.
+        server = web.Server(
+            proxy.serve,
+            handler_cancellation=True,
+            access_log=None,
+            logger=_quiet(),
+            auto_decompress=False,
+            # Wider than the factory's own: what is too long is refused there, as the contract says.
+            max_line_size=PASSED_MAX_BYTES,
+            max_field_size=PASSED_MAX_BYTES,
         )
+        runner = web.ServerRunner(server, shutdown_timeout=DRAIN_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, LOOPBACK, port).start()
@@ -196,6 +205,14 @@ async def listening(client: ClientFile, port: int) -> AsyncIterator[int]:
             yield int(runner.addresses[0][1])
         finally:
             await runner.cleanup()
+
+
+def _quiet() -> logging.Logger:
+    """Callers' mistakes are answered, not told to whoever started the proxy."""
+    logger = logging.getLogger("hyperfactory.proxy")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    return logger
 
 
 async def run(session: Session, port: int) -> None:

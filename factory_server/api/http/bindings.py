@@ -15,6 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 WHOLE: Final = "*"
 _VARIABLE_RE = re.compile(r"\{(?P<field>[a-z_][a-z0-9_.]*)(?:=(?P<pattern>\*\*))?\}")
 SEGMENT: Final = "[^/:]+"
+LAST_SEGMENT: Final = "[^/]+"
+"""No verb follows, and digests have a colon."""
 SEGMENTS: Final = ".+"
 
 FREE_JSON: Final = frozenset({"google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue"})
@@ -48,8 +50,16 @@ class Binding:
     variables: tuple[Variable, ...]
 
     @property
+    def told(self) -> Any:
+        """The message that path, query and JSON body make: the request, or the first piece of an upload."""
+        kind: Any = self.method.input_type
+        if not self.method.client_streaming:
+            return kind
+        return next(field.message_type for field in kind.fields if field.message_type is not None)
+
+    @property
     def request_type(self) -> type[Message]:
-        return GetMessageClass(self.method.input_type)
+        return GetMessageClass(self.told)
 
     @property
     def pattern(self) -> str:
@@ -57,18 +67,19 @@ class Binding:
 
         def replace(found: re.Match[str]) -> str:
             key = found["field"].replace(".", "__")
-            return f"{{{key}:{SEGMENTS if found['pattern'] else SEGMENT}}}"
+            one = LAST_SEGMENT if found.end() == len(self.template) else SEGMENT
+            return f"{{{key}:{SEGMENTS if found['pattern'] else one}}}"
 
         return _VARIABLE_RE.sub(replace, self.template)
 
     @property
     def path(self) -> str:
         """The path as OpenAPI writes it."""
-        return _VARIABLE_RE.sub(lambda found: f"{{{found['field']}}}", self.template)
+        return _VARIABLE_RE.sub(lambda found: f"{{{found['field'].rpartition('.')[2]}}}", self.template)
 
     def takes_key(self) -> bool:
         """Whether `Idempotency-Key` names the request."""
-        return "request_id" in self.method.input_type.fields_by_name
+        return "request_id" in self.told.fields_by_name
 
     def takes_cursor(self) -> bool:
         """Whether `Last-Event-ID` says where the stream goes on."""
@@ -76,10 +87,10 @@ class Binding:
 
     def query(self) -> dict[str, tuple[FieldDescriptor, ...]]:
         """What the query may say: `a.b` in JSON's names, each with the fields on its way."""
-        if self.body == WHOLE or self.method.client_streaming:
+        if self.body == WHOLE and not self.method.client_streaming:
             return {}
         taken = {variable.field for variable in self.variables} | {self.body, "request_id"}
-        return dict(_leaves(self.method.input_type, (), taken))
+        return dict(_leaves(self.told, (), taken))
 
 
 def bindings(*services: ServiceDescriptor) -> Iterator[Binding]:

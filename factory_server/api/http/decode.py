@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from factory_server.api.http.app import KEY, KEY_HEADER
 from factory_server.api.http.bindings import WHOLE, Binding
 from wire.proto_json import bad, fill, load_object, relaxed
 
+LAST_EVENT = "Last-Event-ID"
 TRUTHS = {"true": True, "false": False}
 
 
@@ -29,6 +32,19 @@ class Asked:
     """`Last-Event-ID`."""
     tell_key: Callable[[str], None] = lambda key: None
     """Is told under which key the request is carried out."""
+
+
+def asked_of(request: web.Request, body: bytes = b"") -> Asked:
+    """What a request says, its body already read."""
+    return Asked(
+        path=request.match_info,
+        query=list(request.query.items()),
+        body=body,
+        key=request.headers.get(KEY_HEADER, ""),
+        last_event=request.headers.get(LAST_EVENT, ""),
+        # Said in every answer: a caller who gave no key can repeat what may have been done.
+        tell_key=lambda key: request.__setitem__(KEY, key),
+    )
 
 
 class Decoder:

@@ -13,6 +13,7 @@ from factory_server.api.http.app import KEY_HEADER, REQUEST_ID
 from factory_server.api.http.bindings import WHOLE, Binding
 from factory_server.api.http.failures import JSON
 from factory_server.api.http.schemas import Json, Schemas, comments
+from factory_server.api.http.uploads import BYTES
 from hyperfactory.v1 import options_pb2
 
 PATH: Final = "/openapi.json"
@@ -85,7 +86,7 @@ def _principal(number: Any) -> str:
 
 def _parameters(binding: Binding, schemas: Schemas) -> list[Json]:
     found = [_path_parameter(binding, variable.field, schemas) for variable in binding.variables]
-    needed = schemas.needed(binding.method.input_type)
+    needed = schemas.needed(binding.told)
     for name, way in binding.query().items():
         schema = schemas.field(way[-1], given=True)
         text = schema.pop("description", "")
@@ -115,7 +116,7 @@ def _path_parameter(binding: Binding, path: str, schemas: Schemas) -> Json:
         kind = kind.fields_by_name[parent].message_type
     schema = schemas.field(kind.fields_by_name[name], given=True)
     text = schema.pop("description", "")
-    return {"name": path, "in": "path", "required": True, "description": text, "schema": schema}
+    return {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
 
 
 def _header(name: str, text: str, schema: Json) -> Json:
@@ -126,6 +127,8 @@ def _body(binding: Binding, schemas: Schemas) -> Json | None:
     if not binding.body:
         return None
     kind: Any = binding.method.input_type
+    if binding.method.client_streaming:
+        return {"required": True, "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
     if binding.body == WHOLE:
         without = frozenset({"request_id", *(variable.field for variable in binding.variables)})
         schema = schemas.object(kind, given=True, without=without)

@@ -10,16 +10,15 @@ from aiohttp import web
 from google.protobuf.descriptor import ServiceDescriptor
 
 from factory_server.api.http import answers
-from factory_server.api.http.app import KEY, KEY_HEADER, HttpFace, read_body
+from factory_server.api.http.app import HttpFace, read_body
 from factory_server.api.http.bindings import Binding, bindings
 from factory_server.api.http.context import HttpContext
-from factory_server.api.http.decode import Asked, Decoder
+from factory_server.api.http.decode import Asked, Decoder, asked_of
 from factory_server.api.http.failures import JSON, Aborted
+from factory_server.api.http.uploads import Upload
 from hyperfactory.v1 import skill_service_pb2, tool_service_pb2
 from wire.guarded import GuardedMethod
 from wire.policy import PolicyTable, Row, method_path
-
-LAST_EVENT: Final = "Last-Event-ID"
 
 # Have their places before anybody serves them.
 PLANNED: Final[tuple[ServiceDescriptor, ...]] = (
@@ -39,7 +38,8 @@ def add_routes(
         row = table.row(method_path(binding.method))
         assert row is not None  # from_services refuses a method without
         behaviour = None if row.planned else _behaviour(binding, servicers)
-        face.app.router.add_route(binding.verb, binding.pattern, _Method(face, binding, row, behaviour).serve)
+        method = (Upload if binding.method.client_streaming else _Method)(face, binding, row, behaviour)
+        face.app.router.add_route(binding.verb, binding.pattern, method.serve)
         if behaviour is not None:
             served.append(binding)
     return served
@@ -87,12 +87,4 @@ class _Method:
         body = await read_body(request) if request.body_exists else b""
         if body and request.content_type != JSON:
             raise web.HTTPUnsupportedMediaType(reason=f"the body must be {JSON}")
-        return Asked(
-            path=request.match_info,
-            query=list(request.query.items()),
-            body=body,
-            key=request.headers.get(KEY_HEADER, ""),
-            last_event=request.headers.get(LAST_EVENT, ""),
-            # Said in every answer: a caller who gave no key can repeat what may have been done.
-            tell_key=lambda key: request.__setitem__(KEY, key),
-        )
+        return asked_of(request, body)
