@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from factory_server.api.http import mcp
-from factory_server.api.http.app import HttpFace
+from factory_server.api.http.app import HttpFace, anybody
+from factory_server.api.http.build import JWKS_PATH
 from factory_server.api.http.listener import Listener
 from factory_server.api.server import build_guard
 from factory_server.core.cursor import CursorCodec
@@ -111,6 +113,11 @@ class Face:
         return Caller(self.session, f"https://localhost:{self.port}", identity)
 
 
+async def _keys(_request: web.Request) -> web.Response:
+    """What the proxy looks at to see whether anybody answers."""
+    return web.json_response({"keys": []})
+
+
 @asynccontextmanager
 async def open_face(plant: Plant) -> AsyncIterator[Face]:
     """Listen on loopback."""
@@ -120,6 +127,7 @@ async def open_face(plant: Plant) -> AsyncIterator[Face]:
     guard = build_guard(verifier, factory.audit, factory.registry, RpcMetrics(CollectorRegistry()))
     face = HttpFace(guard.guards, factory.draining)
     mcp.add_routes(face, factory.mcp_uses(codec))
+    face.add("GET", JWKS_PATH, _keys, anybody(JWKS_PATH))
     listener = Listener(face, factory.who.directory.file("factory").current, "127.0.0.1:0")
     await listener.start()
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
