@@ -1,18 +1,26 @@
-"""Makes an agent's HTTP socket reachable by TCP, as the factory would: it says who calls. For tests only."""
+"""Makes an MCP endpoint reachable by plain TCP, with headers that say who calls. For tests only."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 HEAD_END = b"\r\n\r\n"
 
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Dial = Callable[[], Awaitable[Pair]]
+
+
+def to_socket(path: Path) -> Dial:
+    """Leads to an agent's own HTTP socket, as the factory does."""
+    return lambda: asyncio.open_unix_connection(str(path))
+
 
 @asynccontextmanager
-async def forwarded(socket: Path, who: Mapping[str, str]) -> AsyncIterator[str]:
-    """The base URL of an agent behind this socket, for requests whose bodies have a length."""
+async def forwarded(dial: Dial, who: Mapping[str, str]) -> AsyncIterator[str]:
+    """The base URL of what `dial` leads to, for requests whose bodies have a length."""
     told = "".join(f"{name}: {value}\r\n" for name, value in who.items()).encode()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -21,7 +29,7 @@ async def forwarded(socket: Path, who: Mapping[str, str]) -> AsyncIterator[str]:
         assert task is not None
         tasks.add(task)
         try:
-            await _carry(socket, told, reader, writer)
+            await _carry(dial, told, reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             return  # either side has gone
         finally:
@@ -39,11 +47,9 @@ async def forwarded(socket: Path, who: Mapping[str, str]) -> AsyncIterator[str]:
             await asyncio.wait(tasks)
 
 
-async def _carry(
-    socket: Path, told: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+async def _carry(dial: Dial, told: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Both ways until one side ends; the other is then closed, too."""
-    back, forth = await asyncio.open_unix_connection(str(socket))
+    back, forth = await dial()
     try:
         ways = [
             asyncio.get_running_loop().create_task(_requests(reader, forth, told)),
