@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import grpc
 import openai
 import pytest
 from running import Client, Running, proxied, request_id
@@ -15,6 +17,7 @@ from running import Client, Running, proxied, request_id
 from hyperfactory.v1 import crew_service_pb2, factory_service_pb2, profile_service_pb2, types_pb2
 
 pytestmark = pytest.mark.timeout(120)
+GONE_WITHIN_S = 20.0
 SCRIPT = {
     "kind": "scripted",
     "turns": [
@@ -31,6 +34,13 @@ SCRIPT = {
             "reply": {"tool_calls": [{"name": "weather", "arguments": {"city": "Bern"}}]},
         },
         {"expect": {"role": "tool", "equals": "rain"}, "reply": {"text": "Take an umbrella."}},
+        {
+            "expect": {"contains": "sleep"},
+            "reply": {
+                "text": "Sleeping.",
+                "tool_calls": [{"name": "run_python", "arguments": {"code": "import time; time.sleep(50)"}}],
+            },
+        },
     ],
 }
 WEATHER = {
@@ -157,3 +167,25 @@ async def test_one_that_hibernates_is_woken(client, models, talker):
     messages: list[Any] = [{"role": "user", "content": "write"}]
     whole = await models.chat.completions.create(model=agent, messages=messages)
     assert whole.choices[0].message.content == "Writing. It is done now."
+
+
+async def test_a_client_that_leaves_ends_the_conversation(client, models, talker):
+    agent = talker.agents[0].id
+    messages: list[Any] = [{"role": "assistant", "content": "yes?"} for _ in range(4)]
+    messages.append({"role": "user", "content": "sleep"})
+    stream = await models.chat.completions.create(model=agent, messages=messages, stream=True)
+    said = ""
+    async for chunk in stream:
+        said += chunk.choices[0].delta.content or ""
+        if said == "Sleeping.":
+            break
+    await stream.close()
+    request = factory_service_pb2.HibernateAgentRequest(request_id=request_id(), agent=agent)
+    async with asyncio.timeout(GONE_WITHIN_S):
+        while True:  # refused as long as the agent is at work
+            try:
+                await client.factory.HibernateAgent(request, metadata=client.metadata)
+                break
+            except grpc.aio.AioRpcError as busy:
+                assert busy.code() is grpc.StatusCode.FAILED_PRECONDITION
+                await asyncio.sleep(0.1)
