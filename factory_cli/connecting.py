@@ -13,7 +13,12 @@ _METHOD = "hyperfactory.v1.CrewService/ListCrews"
 def show(session: Session) -> None:
     """Print addresses, credential paths and lines that can be pasted."""
     found = read_client_file(session.client_file)
-    lines = {"buf": _buf_curl(found), "grpcurl": _grpcurl(found), "openssl": _openssl(found)}
+    lines = {
+        "buf": _buf_curl(found),
+        "grpcurl": _grpcurl(found),
+        "curl": _curl(found),
+        "openssl": _openssl(found),
+    }
     if session.out.as_json:
         facts = {
             "endpoint": found.endpoint,
@@ -49,6 +54,14 @@ def _grpcurl(found: ClientFile) -> str:
     return (
         f"grpcurl -cacert {_q(found.ca)} -cert {_q(found.cert)} -key {_q(found.key)} "
         f"-authority {found.authority} {_bearer(found)} {found.endpoint} {_METHOD}"
+    )
+
+
+def _curl(found: ClientFile) -> str:
+    # With HTTP/2 on offer, the gateway would lead it to the gRPC server.
+    return (
+        f"curl --http1.1 --cacert {_q(found.ca)} --cert {_q(found.cert)} --key {_q(found.key)} "
+        f"--connect-to {found.authority}:443:{found.endpoint} {_bearer(found)} https://{found.authority}/crews"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,3 +135,13 @@ def test_version_changes_with_the_content_and_is_in_the_answer() -> None:
     assert first != second
     headers = json.loads(body)["http"]["middlewares"]["version"]["headers"]
     assert headers == {"customResponseHeaders": {"X-Hyperfactory-Document": first}}
+
+
+def test_clients_without_h2_are_led_to_the_factorys_http_port() -> None:
+    tcp = routes([], replace(settings(), factory_http="127.0.0.1:5"))["tcp"]
+    http, grpc = tcp["routers"]["factory_http"], tcp["routers"]["factory"]
+    assert http["priority"] > grpc["priority"]
+    assert http["rule"].endswith("!ALPN(`h2`)")
+    assert http["tls"] == grpc["tls"] == {"passthrough": True}
+    assert tcp["services"]["factory_http"]["loadBalancer"]["servers"] == [{"address": "127.0.0.1:5"}]
+    assert "factory_http" not in routes([], settings())["tcp"]["services"]
