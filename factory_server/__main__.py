@@ -366,7 +366,17 @@ def main() -> None:
     settings = config.parse(sys.argv[1:])
     configure("factory")
     job = terminate if settings.terminate else hold if settings.hold else run
-    uvloop.run(job(settings))
+    said = ""
+    try:
+        uvloop.run(job(settings))
+    except* FactoryError as errors:
+        said = str(_first_of(errors))
+    if said:
+        sys.exit(said)
+
+
+def _first_of(errors: BaseException) -> BaseException:
+    return _first_of(errors.exceptions[0]) if isinstance(errors, BaseExceptionGroup) else errors
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ class Engine:
             raise Invalid(f"cannot use the engine '{self.url}': sandboxes need one on this host (unix://…)")
         hello = ThreadPoolExecutor(1, thread_name_prefix="docker-hello")
         try:
-            client, info = await self._within(hello.submit(self._hello), "meet the engine", HELLO_MAX_S)
+            client, info = await self._within(
+                hello.submit(self._hello), f"meet the engine on {self.url}", HELLO_MAX_S
+            )
         finally:
             hello.shutdown(wait=False)
         for lane in Lane:
