@@ -18,7 +18,7 @@ from factory_server.services.skills import mounted_message
 from hyperfactory.v1 import agent_service_pb2 as pb
 from tests.integration.agent_runtime.parts import Instance, World, call_tool, reason_of, until
 from tests.support.conformance import run_suite
-from tests.support.forwarder import forwarded
+from tests.support.forwarder import forwarded, to_socket
 from tests.support.mcp import CODER, REVIEWER, Mcp, McpFailure
 
 EXTENSION = "io.modelcontextprotocol/skills"
@@ -212,7 +212,7 @@ async def test_the_official_suite_finds_the_extension_whole(world: World, scenar
     for example in sorted((Path(__file__).parents[3] / "examples/skills").iterdir()):
         files = {str(p.relative_to(example)): p.read_bytes() for p in example.rglob("*") if p.is_file()}
         await mount(agent, files)
-    async with forwarded(agent.runtime.paths.http, CODER) as url:
+    async with forwarded(to_socket(agent.runtime.paths.http), CODER) as url:
         verdict = await run_suite(f"{url}/mcp", "--scenario", scenario)
     assert verdict.failures == {}
     assert verdict.passed == {scenario: passes}
