@@ -257,7 +257,7 @@ asyncio.run(main())
         assert {
             "no_capabilities", "no_new_privileges", "seccomp", "read_only_root", "own_processes_only",
             "no_network", "workspace_quota", "process_limit", "memory_limit", "cpu_limit", "freeze",
-            "sealed_socket_directory",
+            "sealed_socket_directory", "skill_packs",
         } <= strong  # fmt: skip
         assert ("user_namespace" in strong) == self.remapped
         assert rig.containers() == []

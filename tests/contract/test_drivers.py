@@ -408,5 +408,6 @@ if os.geteuid() != 0:  # as root, test_rootless.py runs this file as an ordinary
             info = await rig.driver.probe()
             assert info.tier is Tier.ROOTLESS
             strong = {p.name for p in info.properties if p.enforcement is Enforcement.ENFORCED}
-            assert {"user_namespace", "no_capabilities", "seccomp", "read_only_root", "no_network"} <= strong
+            sealed = {"user_namespace", "no_capabilities", "seccomp", "read_only_root", "no_network"}
+            assert sealed | {"skill_packs"} <= strong
             assert {"distinct_host_user", "sealed_socket_directory"}.isdisjoint(strong)
