@@ -17,6 +17,7 @@ from bench.figures import (
     hundred,
     idle,
     spawn,
+    tools,
     unary,
 )
 from bench.line import Result
@@ -34,4 +35,5 @@ FIGURES: Mapping[str, Callable[[Bench], Awaitable[Result]]] = {
     "hundred": hundred.measure,
     "idle": idle.measure,
     "broadcast": broadcast.measure,
+    "tools": tools.measure,
 }

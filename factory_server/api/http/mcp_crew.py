@@ -151,6 +151,8 @@ class CrewEndpoint:
 
     async def _known(self, crew: str, caller: Caller) -> None:
         """NotFound for a crew that is none."""
+        if self._registry.of_crew(crew):
+            return
         try:
             await self._registry.list(crew, "", caller.scopes, ALL)
         except NotFound as error:
