@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from factory_server.core import model, tools
 from factory_server.core.errors import FactoryError, NotFound
@@ -26,6 +27,8 @@ log = logging.getLogger("factory.tools")
 POLL_S = 2.0
 """The net under the doorbell: offers that another replica heard."""
 BATCH_MAX = 200
+KEPT_MIN_S = 60.0
+"""An offer of an agent that nobody knows (yet) is kept so long."""
 
 Key = tuple[str, str]
 """A crew's id and a public name."""
@@ -125,7 +128,16 @@ class ToolRegistry:
         self._mark = delta.mark
         for known in delta.offers:
             self._read(known)
+        self._forget_the_gone()
         self.loaded.set()
+
+    def _forget_the_gone(self) -> None:
+        """What was read of an agent as it stopped would stay for ever."""
+        oldest = self._parts.now() - timedelta(seconds=KEPT_MIN_S)
+        for agent, offer in list(self._offers.items()):
+            if offer.heard_at < oldest and self._agents.loaded.is_set() and self._agents.find(agent) is None:
+                del self._offers[agent]
+                self._heard.discard(agent)
 
     # What is known
 

@@ -28,7 +28,8 @@ SELECT m.mark::text AS mark, t.*
   LEFT JOIN (
     SELECT o.agent, o.generation, o.revision, o.report, o.heard_at, o.heard_by, a.crew,
            c.lease_owner = o.heard_by AND c.lease_until > clock_timestamp() AS heard, o.row_xid
-      FROM agent_tools o JOIN agent a ON a.id = o.agent JOIN crew c ON c.id = a.crew) AS t
+      FROM agent_tools o JOIN agent a ON a.id = o.agent JOIN crew c ON c.id = a.crew
+     WHERE a.state <> 'STOPPED') AS t
     ON t.row_xid >= %(mark)s::text::xid8;
 
 -- name: compact_tools
