@@ -33,6 +33,9 @@ SELECT a.id || '-g' || a.generation FROM agent a JOIN crew c ON c.id = a.crew
 _OWNED = """
 SELECT i.id FROM instance i LEFT JOIN agent a ON a.id = i.agent LEFT JOIN crew c ON c.id = a.crew
  WHERE c.id IS NULL OR c.state NOT IN ('DISBANDED', 'FAILED')"""
+_NETWORKS = """
+SELECT n.id FROM network n LEFT JOIN crew c ON c.id = n.crew
+ WHERE n.crew IS NULL OR c.state NOT IN ('DISBANDED', 'FAILED')"""
 _AGENTS = """
 SELECT a.id || ' ' || a.state FROM agent a JOIN crew c ON c.id = a.crew
  WHERE c.state IN ('DISBANDED', 'FAILED') AND a.state NOT IN ('STOPPED', 'FAILED')"""
@@ -54,9 +57,11 @@ class Belongings:
     live_crews: set[str] = field(default_factory=set)
     generations: set[str] = field(default_factory=set)
     owned: set[str] = field(default_factory=set)
+    owned_networks: set[str] = field(default_factory=set)
     processes: Sequence[str] = ()
     fork_servers: Sequence[str] = ()
     containers: Sequence[str] = ()
+    networks: Sequence[str] = ()
     mounts: Sequence[str] = ()
     files: Sequence[str] = ()
     agents: Sequence[str] = ()
@@ -72,7 +77,7 @@ async def look(home: Path) -> Belongings:
     """Look everywhere. The host is looked at first: what is created meanwhile is then owned already."""
     found, home = Belongings(), await asyncio.to_thread(home.resolve)
     host = await asyncio.to_thread(_Host.see, home)
-    containers = await _look_at_engine(found, home)
+    containers, networks = await _look_at_engine(found, home)
     await _look_at_store(found, home)
     await _look_at_bus(found, home)
     await _look_at_gateway(found, home)
@@ -80,15 +85,17 @@ async def look(home: Path) -> Belongings:
     found.containers = [
         f"{c.instance} ({c.id}, {c.state})" for c in containers if c.instance not in found.owned
     ]
+    found.networks = [network for network in networks if network not in found.owned_networks]
     return found
 
 
-async def _look_at_engine(found: Belongings, home: Path) -> Sequence[survey.Container]:
+async def _look_at_engine(found: Belongings, home: Path) -> tuple[Sequence[survey.Container], Sequence[str]]:
     try:
-        return await asyncio.to_thread(survey.containers_of, home)
+        containers = await asyncio.to_thread(survey.containers_of, home)
+        return containers, await asyncio.to_thread(survey.networks_of, home)
     except Unavailable as error:
         found.absent["docker"] = error.message
-        return ()
+        return (), ()
 
 
 async def _look_at_store(found: Belongings, home: Path) -> None:
@@ -104,6 +111,7 @@ async def _look_at_store(found: Belongings, home: Path) -> None:
             found.live_crews = set(await _column(connection, _LIVE))
             found.generations = set(await _column(connection, _GENERATIONS))
             found.owned = set(await _column(connection, _OWNED))
+            found.owned_networks = set(await _column(connection, _NETWORKS))
             found.agents = await _column(connection, _AGENTS)
             found.instances = await _column(connection, _INSTANCES)
             found.work = await _column(connection, _WORK)

@@ -59,6 +59,12 @@ COUNTERS: tuple[Counter, ...] = (
         lambda b: b.containers,
         "docker",
     ),
+    Counter(
+        "networks",
+        "crews' networks of this home in that engine without a row, or of ended crews",
+        lambda b: b.networks,
+        "docker",
+    ),
     Counter("mounts", "mount points below the home in /proc/self/mountinfo", lambda b: b.mounts),
     Counter(
         "sandbox files",

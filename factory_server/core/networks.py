@@ -107,8 +107,9 @@ class Networks(Protocol):
     async def join(self, instance: str, network: str, names: Sequence[str], *, deadline_s: float) -> str:
         """Make a running instance a member and return its address; from here on its mates reach it by these names.
 
-        An earlier holder of one of the names is a member no more. Repeats are harmless. NotFound where either does
-        not exist, Exhausted where no address is left, Unavailable where the network is not closed now.
+        The deadline counts from its turn. An earlier holder of one of the names is a member no more. Repeats are
+        harmless. NotFound where either does not exist, Exhausted where no address is left, Unavailable where the
+        network is not closed now.
         """
 
     async def destroy(self, network: str) -> None:

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from running import CALL_WITHIN_S, Client, Running, connected, manifest, request_id, running_stack
 from support import tcp
-from test_on_docker import eventually, replaced
+from test_on_docker import eventually, nothing_left, replaced
 
 from factory_server.drivers.docker import bridges, hardening
 from factory_server.drivers.docker.host import factory_id
@@ -80,7 +80,7 @@ def dial(moby: Any, agent: Any, *targets: str) -> list[str]:
 
 
 async def test_mates_meet_by_name_and_a_successor_takes_the_name_over(
-    client: Client, stack: Running, moby: Any
+    client: Client, stack: Running, moby: Any, plain_engine: str
 ) -> None:
     red, blue = await client.assemble(**BRIDGE), await client.assemble(name="blue", **BRIDGE)
     by_name = {agent.name: agent for agent in red.agents}
@@ -110,6 +110,7 @@ async def test_mates_meet_by_name_and_a_successor_takes_the_name_over(
         return len(await asyncio.to_thread(moby.networks, filters={"label": label})) == 2
 
     await eventually(only_two_wait, "two networks wait for the next crews")
+    await nothing_left(stack, plain_engine)
 
 
 async def test_what_is_too_large_is_refused_and_validated(client: Client) -> None:

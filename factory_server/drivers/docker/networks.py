@@ -60,6 +60,7 @@ class DockerNetworks:
         self._known: dict[str, frozenset[str]] = {}
         self._bridges: dict[str, Bridge] = {}
         self._slow = asyncio.Lock()
+        self._joining = asyncio.Lock()
         self._lock = -1
         self._in_use = True  # until a look tells otherwise
         self._checked_at = float("-inf")
@@ -103,11 +104,12 @@ class DockerNetworks:
     async def join(self, instance: str, network: str, names: Sequence[str], *, deadline_s: float) -> str:
         """Attach its container."""
         container = (await self._find(instance)).sandbox.container_id
-        return await self._call(
-            lambda c: self._attach(c, container, network, names),
-            f"join '{instance}' to '{network}'",
-            deadline_s,
-        )
+        async with self._joining:  # a large crew waits here, not for an answer of the engine
+            return await self._call(
+                lambda c: self._attach(c, container, network, names),
+                f"join '{instance}' to '{network}'",
+                deadline_s,
+            )
 
     async def destroy(self, network: str) -> None:
         """Remove it; with the last one the rules go, too."""

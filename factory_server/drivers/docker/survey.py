@@ -13,7 +13,7 @@ import requests
 from docker.errors import DockerException, ImageNotFound
 
 from factory_server.core.errors import Unavailable
-from factory_server.drivers.docker import containers
+from factory_server.drivers.docker import bridges, containers
 from factory_server.drivers.docker.engine import DEFAULT_IMAGE, SILENCE_MAX_S, Client, default_url
 from factory_server.drivers.docker.findings import remapped_base
 from factory_server.drivers.docker.host import factory_id
@@ -65,6 +65,13 @@ def containers_of(home: Path) -> Sequence[Container]:
     with _connected() as client:
         found = containers.listed(client, factory_id(home.name, home / "sandboxes"))
     return [Container(one.instance, one.id[:12], one.state) for one in found]
+
+
+def networks_of(home: Path) -> Sequence[str]:
+    """Every crew network of a home's factory. Raises Unavailable. Blocking."""
+    with _connected() as client:
+        found = bridges.listed(client, factory_id(home.name, home / "sandboxes"))
+    return [bridge.network for bridge in found]
 
 
 @contextmanager
