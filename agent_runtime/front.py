@@ -63,4 +63,6 @@ def caller_of(headers: Mapping[str, str]) -> Caller:
     said = frozenset(headers.get(SCOPES_HEADER, "").split()) & SCOPES
     agent = spiffe.name if principal is Principal.AGENT else ""
     scopes = said if principal in TOKEN_PRINCIPALS else SCOPES
+    if not scopes:
+        raise HttpError(403, "the caller has no scope here")
     return Caller(principal, spiffe.uri, spiffe.name, spiffe.crew, agent, scopes=scopes, peer="http socket")

@@ -89,23 +89,24 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(within_s, self.abort) if within_s is not None else None
 
-    def _go_on(self) -> None:
-        """Answer the next request that is whole."""
+    def _go_on(self) -> bool:
+        """Answer the next request; False when it is not whole yet."""
         try:
             request = self._parser.next()
         except HttpError as error:
             self._refuse(error)
-            return
+            return True
         if request is None:
-            self._resume()
-            return
+            return False
         self._expect(None)
         self.answering = self._tasks.spawn(
             self._answer(request), f"http {request.method} {request.path}"[:80]
         )
         self.answering.add_done_callback(self._answered)
+        return True
 
-    def _resume(self) -> None:
+    def _wait(self) -> None:
+        """Read on. What is to come has its time from here, and gets no more by coming in small pieces."""
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
@@ -124,8 +125,8 @@ class Connection(asyncio.Protocol):
             return
         if task.cancelled() or task.exception() is not None:
             self._transport.close()
-        else:
-            self._go_on()
+        elif not self._go_on():
+            self._wait()
 
     async def _answer(self, request: Request) -> None:
         response = await self._handled(request)

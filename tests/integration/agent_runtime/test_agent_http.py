@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 from pathlib import Path
 
 import pytest
 
+from agent_runtime.http import connection
 from agent_runtime.http.limits import BODY_MAX_BYTES, CONNECTIONS_MAX
 from tests.integration.agent_runtime.parts import World, until
 from tests.support.mcp import CODER, REVIEWER, Http, Mcp, McpFailure, read_answer, request
@@ -58,6 +61,8 @@ async def test_without_a_caller_nothing_is_told(world: World) -> None:
     assert (await http.send("POST", "/mcp", headers, body)).status == 401
     forged = {**headers, "x-hyperfactory-caller": "spiffe://elsewhere/factory"}
     assert (await http.send("POST", "/mcp", forged, body)).status == 401
+    idle = {**headers, **CODER, "x-hyperfactory-scopes": "none"}
+    assert (await http.send("POST", "/mcp", idle, body)).status == 403
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,46 @@ async def test_a_client_that_goes_away_ends_its_call(world: World) -> None:
             if meta:
                 await reader.readuntil(b"notifications/progress")
         await until(lambda: len(agent.runtime.agent().tool_calls) == 0)
+
+
+async def test_a_request_in_small_pieces_gets_no_more_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RECEIVE_MAX_S", 0.3)
+    http = Http(await socket_of(world))
+    async with http.connect() as (reader, writer):
+        ended = asyncio.get_running_loop().create_task(reader.read())
+        pieces = 0
+        while not ended.done():
+            writer.write(b"G" if pieces == 0 else b"E")
+            pieces += 1
+            await asyncio.wait([ended], timeout=0.05)
+            assert pieces < 100, "the connection is kept as long as something comes"
+
+
+async def test_idle_connections_and_clients_that_do_not_read_are_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_MAX_S", 0.2)
+    monkeypatch.setattr(connection, "WRITE_STALL_MAX_S", 0.2)
+    http = Http(await socket_of(world))
+    async with http.connect() as (reader, writer):
+        writer.write(request("GET", "/health", {}))
+        await read_answer(reader)
+        assert await reader.read() == b""
+    mcp = Mcp(http.path)
+    await mcp.call("write_file", path="l", content="x" * 900_000)
+    wish = request(
+        "POST", "/mcp", *mcp.compose("tools/call", {"name": "read_file", "arguments": {"path": "l"}})
+    )
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(deaf, str(http.path))
+        await loop.sock_sendall(deaf, wish)
+        ends = select.poll()
+        ends.register(deaf, select.POLLHUP)
+        await until(lambda: ends.poll(0))
 
 
 async def test_connections_beyond_the_bound_are_closed_and_room_is_found_again(world: World) -> None:
