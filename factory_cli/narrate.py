@@ -25,6 +25,7 @@ class Narrator:
             "receipt": _receipt,
             "task": _task,
             "context": _context,
+            "skill": _skill,
             "tools": _tools,
             "condition": _condition,
         }
@@ -69,6 +70,10 @@ def _receipt(event: events_pb2.Event) -> str:
     receipt = event.receipt
     latency_ms = receipt.latency.ToMilliseconds()
     return f"receipt {enum_name(receipt, 'stage')} after {latency_ms} ms {_short(receipt.error.message)}".rstrip()
+
+
+def _skill(event: events_pb2.Event) -> str:
+    return f"{'mounted' if event.skill.mounted else 'unmounted'} {event.skill.skill}"
 
 
 def _task(event: events_pb2.Event) -> str:
