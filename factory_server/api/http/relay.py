@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ DEAF_MAX_S: Final = 2.0
 """An agent that serves but has nobody at its HTTP socket is given so long: its row may be older than its end."""
 AGAIN_S: Final = 0.05
 CALL_MAX_S: Final = 3600.0
+HOSTS_MAX: Final = 256
+"""Hosts and origins whose reading is remembered."""
 CALLER: Final = b"x-hyperfactory-caller"
 SCOPES: Final = b"x-hyperfactory-scopes"
 OURS: Final = frozenset({FACTORY_AUTHORITY, "localhost", "127.0.0.1", "::1"})
@@ -105,6 +108,7 @@ def carried(
     return Carried(request.method, whole, request.raw_headers, caller, body, instead or {})
 
 
+@functools.lru_cache(HOSTS_MAX)
 def hostname(url: bytes) -> str:
     """The host in a URL, or in `//` and a Host header; empty where there is none."""
     try:
