@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_runtime import recall
@@ -69,6 +69,7 @@ async def test_without_a_model_what_shares_words_is_found(query: str, key: str) 
     assert hits[0].score > hits[1].score
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_features_have_length_one_or_none_and_are_the_same_each_time(text: str) -> None:
     vector = features(text)
