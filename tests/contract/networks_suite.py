@@ -129,7 +129,9 @@ class NetworksSuite:
         assert await self.join(rig, "a-g1", "a") == address
         await self.make(rig, "a-g2")
         await self.join(rig, "a-g2", "a")
-        assert await rig.resolve(sandbox, "a") == "", "what was a member before the restart gives the name away"
+        assert await rig.resolve(sandbox, "a") == "", (
+            "what was a member before the restart gives the name away"
+        )
 
 
 async def fill(suite: NetworksSuite, rig: NetworkRig) -> None:
