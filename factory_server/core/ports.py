@@ -207,9 +207,12 @@ class PoolStore(Protocol):
     ) -> model.PoolRow:
         """Set the size, making the pool row if needed; surplus WARM instances become DYING."""
 
-    async def plan_refill(self, base: str, limit: int) -> Sequence[model.InstanceRow]:
+    async def plan_refill(self, base: str, limit: int, maker: str) -> Sequence[model.InstanceRow]:
         """Count and insert STARTING intents under one lock per base, at most up to the target: N replicas
         filling at once make exactly the target."""
+
+    async def abandon_refill(self, maker: str) -> None:
+        """What this maker has begun and not finished becomes DYING: its process is gone."""
 
     async def pool_started(self, fact: model.SandboxFact) -> bool:
         """STARTING → WARM. False where it is not wished any more (destroy it)."""

@@ -31,9 +31,11 @@ class PoolLane:
         self._parts = parts
         self._lines = lines
         self._claims_in_flight = claims_in_flight
+        self._succeeded = False
 
     async def fill(self) -> None:
         """Fill every pool to its target; a base that cannot be made delays no other."""
+        await self._succeed()
         failures: list[FactoryError] = []
         pools = await self._parts.store.get_pools()
         await self._parts.images.look_at(pool.base for pool in pools)
@@ -48,6 +50,13 @@ class PoolLane:
         if failures:
             raise failures[0]
 
+    async def _succeed(self) -> None:
+        """Once: what our predecessor had begun to make, nobody makes any more."""
+        if not self._succeeded:
+            await self._parts.store.abandon_refill(self._parts.owner)
+            self._succeeded = True
+            self._parts.hub.ring(REAPER)
+
     async def _warm_lines(self) -> None:
         """Hold a line to each instance that waits, also to those that another process made."""
         rows = await self._parts.store.list_instances()
@@ -59,7 +68,7 @@ class PoolLane:
     async def _fill_one(self, pool: model.PoolRow) -> None:
         while True:
             await self._yield_to_claims()
-            intents = await self._parts.store.plan_refill(pool.base, 1)
+            intents = await self._parts.store.plan_refill(pool.base, 1, self._parts.owner)
             if not intents:
                 if pool.degraded_reason and pool.ready >= pool.target:
                     await self._parts.store.pool_degraded(pool.base, "", "")  # nothing is missing any more

@@ -42,7 +42,7 @@ class Pools(Part):
 
         return await self._db.run(body)
 
-    async def plan_refill(self, base: str, limit: int) -> Sequence[InstanceRow]:
+    async def plan_refill(self, base: str, limit: int, maker: str) -> Sequence[InstanceRow]:
         """Count and insert STARTING intents under one lock per base, at most up to the target."""
 
         async def body(transaction: Transaction) -> Sequence[InstanceRow]:
@@ -58,9 +58,18 @@ class Pools(Part):
                     await transaction.send("pool_trim", base=base, target=pool["target"])
                 return []
             fresh = [_warm_id(pool["now"]) for _ in range(count)]
-            return [instance_row(row) for row in await transaction.rows("pool_intend", base=base, ids=fresh)]
+            rows = await transaction.rows("pool_intend", base=base, ids=fresh, maker=maker)
+            return [instance_row(row) for row in rows]
 
         return await self._db.run(body)
+
+    async def abandon_refill(self, maker: str) -> None:
+        """Nobody makes what this maker has begun: STARTING → DYING."""
+
+        async def body(transaction: Transaction) -> None:
+            await transaction.send("pool_abandon", maker=maker)
+
+        await self._db.run(body)
 
     async def pool_started(self, fact: SandboxFact) -> bool:
         """STARTING → WARM; False where it is not wished any more."""

@@ -448,19 +448,30 @@ class InstanceSuite:
         assert (fresh.misses, fresh.heartbeat_at) == (0, None)
 
     async def test_a_pool_is_filled_to_its_target_and_trimmed(self, store: Store) -> None:
-        assert not await store.plan_refill("python", 5)
+        assert not await store.plan_refill("python", 5, OWNER)
         await fill_pool(store, 3)
-        assert not await store.plan_refill("python", 5)
+        assert not await store.plan_refill("python", 5, OWNER)
         pool = await store.set_pool("python", 1, None, ALICE)
         assert (pool.target, pool.ready) == (1, 1)
         assert len(await store.dying_instances(9)) == 2
 
     async def test_an_unwished_start_is_refused(self, store: Store) -> None:
         await store.set_pool("python", 1, None, ALICE)
-        intent = (await store.plan_refill("python", 1))[0]
+        intent = (await store.plan_refill("python", 1, OWNER))[0]
         await store.release_instance(intent.id)
         assert not await store.pool_started(fact(intent.id))
         assert not await store.pool_started(fact("unknown"))
+
+    async def test_what_a_dead_maker_began_is_made_anew_at_once(self, store: Store) -> None:
+        await store.set_pool("python", 3, None, ALICE)
+        done, begun = await store.plan_refill("python", 2, OWNER)
+        (others,) = await store.plan_refill("python", 1, "another")
+        await store.pool_started(fact(done.id))
+        await store.abandon_refill(OWNER)
+        assert [row.id for row in await store.dying_instances(9)] == [begun.id]
+        assert not await store.pool_started(fact(begun.id)), "it is not wished any more"
+        assert await store.pool_started(fact(others.id))
+        assert len(await store.plan_refill("python", 5, OWNER)) == 1
 
     async def test_trouble_is_told_and_cleared(self, store: Store) -> None:
         await store.set_pool("python", 1, None, ALICE)

@@ -121,7 +121,7 @@ async def ready_agent(store: Store, **options: object) -> AgentRow:
 async def fill_pool(store: Store, count: int, base: str = "python") -> list[str]:
     """A pool with so many WARM instances; their ids."""
     await store.set_pool(base, count, None, "operator/alice")
-    intents = await store.plan_refill(base, count)
+    intents = await store.plan_refill(base, count, OWNER)
     for intent in intents:
         assert await store.pool_started(fact(intent.id))
     return [intent.id for intent in intents]

@@ -99,9 +99,13 @@ SELECT count(*) AS filled FROM instance
  WHERE base = %(base)s AND state IN ('WARM', 'STARTING') AND agent IS NULL;
 
 -- name: pool_intend
-INSERT INTO instance (id, base, state)
-SELECT id, %(base)s, 'STARTING' FROM unnest(%(ids)s::text[]) AS n(id)
+INSERT INTO instance (id, base, state, maker)
+SELECT id, %(base)s, 'STARTING', %(maker)s FROM unnest(%(ids)s::text[]) AS n(id)
 RETURNING *;
+
+-- name: pool_abandon
+UPDATE instance SET state = 'DYING'
+ WHERE state = 'STARTING' AND agent IS NULL AND maker = %(maker)s;
 
 -- name: pool_started
 UPDATE instance

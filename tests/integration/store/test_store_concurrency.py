@@ -141,7 +141,7 @@ async def test_many_fillers_make_exactly_the_target(replicas: list[PostgresStore
 
     async def fill(store: PostgresStore) -> None:
         for _ in range(5):
-            for intent in await store.plan_refill("python", 4):
+            for intent in await store.plan_refill("python", 4, OWNER):
                 assert await store.pool_started(fact(intent.id))
 
     async with asyncio.TaskGroup() as group:
@@ -215,7 +215,7 @@ async def test_nothing_deadlocks_when_everything_touches_one_crew(replicas: list
             calls = [
                 store.step(crew.id, [step(agent, event, **more)]),
                 store.release_instance(own) if number % 4 == 0 else store.get_agent(agent.id),
-                store.plan_refill("python", 2),
+                store.plan_refill("python", 2, OWNER),
                 store.append(crew.id, [events_pb2.Event()]),
             ]
             errors += [r for r in await together(calls) if isinstance(r, FactoryError)]

@@ -74,5 +74,7 @@ async def test_an_older_factory_lives_through_a_newer_one_s_migration(
     assert (await store.disband(crew.id, None, "a", failed=False, reason="", message="", drain_s=0)).wish_gone
 
 
-def test_versions_are_numbered_without_holes() -> None:
-    assert [migration.version for migration in load()] == list(range(1, len(load()) + 1))
+def test_each_version_has_a_number_of_its_own() -> None:
+    """Holes are allowed: parts that grow side by side number theirs in tens of their own."""
+    versions = [migration.version for migration in load()]
+    assert len(versions) == len(set(versions))
