@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Final
@@ -24,3 +25,10 @@ def find(bases: Path, name: str) -> Path | None:
 def missing(instance: str, name: str, bases: Path) -> Invalid:
     """The error for a base that nobody has built."""
     return Invalid(f"cannot create '{instance}': there is no base '{name}' in {bases}")
+
+
+def joined(image: str, tree: Path) -> str:
+    """One digest for an image and the tree shown in it; a tree that no script of ours built has only its name."""
+    note = tree / ".digest"
+    stamp = note.read_text() if note.is_file() else tree.name
+    return "sha256:" + hashlib.sha256(f"{image}\n{stamp}".encode()).hexdigest()

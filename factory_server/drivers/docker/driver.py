@@ -14,7 +14,7 @@ from typing import Final
 
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Unavailable
 from factory_server.core.sandbox import DriverInfo, Exit, Limits, LogChunk, Sandbox, SandboxSpec, Tier, Usage
-from factory_server.drivers import CREW_NETWORKS
+from factory_server.drivers import CREW_NETWORKS, bases
 from factory_server.drivers.docker import containers, directories, findings, hardening, output, sealing
 from factory_server.drivers.docker.arrivals import Arrivals
 from factory_server.drivers.docker.births import Birth
@@ -307,8 +307,12 @@ class DockerDriver:
 
     async def image_digest(self, base: str) -> str:
         """The id of the base's image; '' where the engine has none."""
-        image = f"{self._recipe.images}:{base}"
-        return await self._host.engine.read(lambda c: containers.image(c, image), what=f"look at '{image}'")
+        tree = await self._host.in_thread(bases.find, self._recipe.bases, base)
+        image = f"{self._recipe.images}:{base if tree is None else bases.PLAIN}"
+        found = await self._host.engine.read(lambda c: containers.image(c, image), what=f"look at '{image}'")
+        if tree is None or not found:
+            return found
+        return await self._host.in_thread(bases.joined, found, tree)
 
     async def stats(self, instance: str) -> Usage:
         """Read the groups; no call to the engine."""
