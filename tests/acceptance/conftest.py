@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from running import Client, Running, connected, running_stack
+from running import Client, Running, connected, running_proxy, running_stack
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,13 @@ def running() -> Iterator[Running]:
     """The stack."""
     with running_stack() as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def proxy_url(running: Running) -> Iterator[str]:
+    """`hyperfactory proxy` of the stack, and its URL."""
+    with running_proxy(running) as url:
+        yield url
 
 
 @pytest.fixture

@@ -166,6 +166,25 @@ async def connected(running: Running, *, token: str | None = None) -> AsyncItera
         yield Client(channel, told_token)
 
 
+@contextmanager
+def running_proxy(running: Running) -> Iterator[str]:
+    """`hyperfactory proxy` for many tests, and its URL."""
+    command = (sys.executable, "-m", "factory_cli", "--client", str(running.home / "client.json"), "--json")
+    process = subprocess.Popen(
+        [*command, "proxy", "--port", "0"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PROXY_WITHIN_S)
+
+
 @asynccontextmanager
 async def proxied(running: Running) -> AsyncIterator[str]:
     """`hyperfactory proxy`, and its URL."""

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from running import ROOT, Running, proxied
+from running import ROOT, Running
 
 from lf.a2a.v1 import a2a_pb2, a2a_pb2_grpc
 
@@ -141,14 +141,14 @@ async def test_who_speaks_another_version_or_shows_no_token_is_refused(
     assert any(reason in value for key, value in refused.value.trailing_metadata() if key.endswith("-bin"))
 
 
-async def test_the_card_lies_where_clients_look_for_it(running, client, pair):
+async def test_the_card_lies_where_clients_look_for_it(proxy_url, client, pair):
     from google.protobuf.json_format import Parse
 
-    async with proxied(running) as url, aiohttp.ClientSession() as session:
-        path = f"{url}/agents/{pair['quick']}/.well-known/agent-card.json"
+    async with aiohttp.ClientSession() as session:
+        path = f"{proxy_url}/agents/{pair['quick']}/.well-known/agent-card.json"
         async with session.get(path) as answer:
             assert (answer.status, answer.content_type) == (200, "application/json")
             card = Parse(await answer.text(), a2a_pb2.AgentCard())
         assert card.supported_interfaces == (await card_of(client, pair["quick"])).supported_interfaces
-        async with session.get(f"{url}/agents/a-none/.well-known/agent-card.json") as unknown:
+        async with session.get(f"{proxy_url}/agents/a-none/.well-known/agent-card.json") as unknown:
             assert unknown.status == 404

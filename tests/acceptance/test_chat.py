@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 import openai
 import pytest
-from running import Client, Running, proxied, request_id
+from running import Client, request_id
 
 from hyperfactory.v1 import crew_service_pb2, factory_service_pb2, profile_service_pb2, types_pb2
 
@@ -54,12 +54,12 @@ WEATHER = {
 
 
 @pytest.fixture
-async def models(running: Running) -> AsyncIterator[openai.AsyncOpenAI]:
+async def models(proxy_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """The official client."""
-    async with proxied(running) as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
-        async with client:
-            yield client
+    async with openai.AsyncOpenAI(
+        base_url=f"{proxy_url}/v1", api_key="none", max_retries=0, timeout=30
+    ) as client:
+        yield client
 
 
 @pytest.fixture
