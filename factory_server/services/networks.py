@@ -135,6 +135,10 @@ class NetworkLane:
                     failures.append(error)
         alive = [row for row in rows if row.state is not NetworkState.DYING]
         waiting = [row for row in alive if not row.crew and row.prefix == networks.POOL_PREFIX]
+        for row in waiting:
+            if row.state is NetworkState.STARTING:  # whoever began may be gone; making it twice makes it once
+                await self._yield_to_crews()
+                await _make(self._parts, row, {})
         if alive and len(waiting) < READY_TARGET:
             await self._fill()
         if failures:

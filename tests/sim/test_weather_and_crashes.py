@@ -55,6 +55,14 @@ async def test_in_a_storm_with_crashes(site: Site, seed: int):
     await end(life)
 
 
+@pytest.mark.parametrize("seed", [200, 201, 225])
+async def test_a_bridged_crew_in_a_storm_with_crashes(site: Site, seed: int):
+    points = frozenset(random.Random(seed).sample(range(20, 2 * CALLS_OF_A_LIFE), 3))
+    life = Life(site, Weather(seed, crash_at=points), bridged=True)
+    await live(life)
+    await end(life)
+
+
 @pytest.mark.parametrize("point", range(10, CALLS_OF_A_LIFE, 17))
 async def test_a_factory_that_dies_at_one_point_of_a_calm_life(site: Site, point: int):
     life = Life(site, Weather(point, severity=0.0000001, crash_at=frozenset({point})))

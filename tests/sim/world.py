@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +90,7 @@ class Life:
     weather: Weather
     pool: int = 2
     agents: int = 3
+    bridged: bool = False
     plant: Plant | None = None
     crashes: int = 0
     crew: str = ""
@@ -150,9 +151,10 @@ class Life:
     # What the client wants
 
     async def assemble(self) -> model.CrewRow:
-        request = crew_service_pb2.AssembleCrewRequest(
-            request_id=self.request_id(), manifest=manifest(agents=self.agents, context={"goal": 1})
-        )
+        wish = manifest(agents=self.agents, context={"goal": 1})
+        if self.bridged:
+            wish.network.mode = crew_service_pb2.NETWORK_MODE_BRIDGE
+        request = crew_service_pb2.AssembleCrewRequest(request_id=self.request_id(), manifest=wish)
 
         async def call(plant: Plant) -> model.CrewRow:
             made = await assemble.assemble(plant.parts, plant.reconciler, request, ACTOR)
@@ -250,6 +252,21 @@ class Life:
             and await store.open_tasks(self.crew) == []
             and all(not receipts for _, receipts in await store.pending_receipts(self.crew))
             and len(rows) == len(live) + self.pool
+            and await self._connected(live)
+        )
+
+    async def _connected(self, live: Sequence[model.AgentRow]) -> bool:
+        """Members are where their names lead to, and every network is somebody's or waits."""
+        assert self.plant is not None
+        rows = await self.plant.store.list_networks()
+        there = self.site.host.networks
+        owned = [row.id for row in rows if row.crew]
+        known = {a.name: a.instance.address for a in live if a.instance is not None}
+        return (
+            {row.id for row in rows} == there.keys()
+            and len(owned) == bool(live and self.bridged)
+            and all(there[owned[0]].resolve(name) == where for name, where in known.items() if owned)
+            and all(bool(where) == self.bridged for where in known.values())
         )
 
     async def why_not(self) -> str:
@@ -264,7 +281,8 @@ class Life:
             f"seed {self.weather.seed} crash at {sorted(self.weather.crash_at)}: {crew.state.value} {agents}\n"
             f"rows {rows}\nexist {exist}\nusers {await self.plant.bus.list_users()} "
             f"keys {await self.plant.bus.list_crews()}\ntasks {await store.open_tasks(self.crew)}\n"
-            f"receipts {await store.pending_receipts(self.crew)}"
+            f"receipts {await store.pending_receipts(self.crew)}\n"
+            f"networks {await store.list_networks()} exist {self.site.host.networks}"
         )
 
     async def check_liveness(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+from factory_server.drivers.fakenet import FakeNetworks
+
 Happens = Callable[[str, tuple[Any, ...]], Awaitable[None]]
 """Given `port.verb` and its arguments; may wait, raise, or end the world."""
 
@@ -30,6 +32,8 @@ class Weathered:
             return self._call(f"{self._name}.{verb}", found)
         if inspect.isasyncgenfunction(found):
             return self._stream(f"{self._name}.{verb}", found)
+        if isinstance(found, FakeNetworks):
+            return Weathered(verb, found, self._before, self._after)
         return found
 
     def _call(self, verb: str, found: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
