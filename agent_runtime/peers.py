@@ -38,6 +38,8 @@ class Peers:
         self._roster = roster
         self._identity = identity
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._frozen: dict[str, int] = {}
+        """Since when mates are frozen, as the roster said last."""
 
     def get(self, name: str) -> Peer:
         """A mate by name; `NotFound` for one that is not in the roster."""
@@ -58,9 +60,16 @@ class Peers:
         return channel
 
     async def forget_gone(self) -> None:
-        """Close channels to mates that left; their calls in flight get a moment to end."""
+        """Close channels to mates that left or were frozen since; their calls in flight get a moment to end.
+
+        A frozen mate answers on no channel that was open before: the next one leads to who wakes it.
+        """
         for name in [name for name in self._channels if self._roster.get(name) is None]:
             await self._channels.pop(name).close(PEER_CHANNEL_GRACE_S)
+        before, self._frozen = self._frozen, {mate.name: mate.frozen_ns for mate in self._roster}
+        for name, frozen_ns in self._frozen.items():
+            if frozen_ns and before.get(name) != frozen_ns and name in self._channels:
+                await self._channels.pop(name).close(PEER_CHANNEL_GRACE_S)
 
     async def close(self) -> None:
         for channel in self._channels.values():

@@ -19,6 +19,8 @@ class Mate:
     generation: int
     group: str
     profile: str
+    frozen_ns: int = 0
+    """Since when it is frozen; 0: it is not."""
 
 
 class Roster:
@@ -55,7 +57,14 @@ class Roster:
             raise Exhausted(f"a roster has at most {PEERS_MAX} peers", quota="peers")
         self.revision = message.revision
         self._mates = {
-            peer.name: Mate(peer.agent, peer.name, peer.generation, peer.group, peer.profile)
+            peer.name: Mate(
+                peer.agent,
+                peer.name,
+                peer.generation,
+                peer.group,
+                peer.profile,
+                peer.frozen_time.ToNanoseconds(),
+            )
             for peer in message.peers
         }
         return True

@@ -65,10 +65,10 @@ async def stop(client: Client, out: Output, reference: str, grace_s: float) -> N
     _show(out, answer.agent)
 
 
-async def hibernate(client: Client, out: Output, reference: str) -> None:
-    """Store an agent's state and end its instance."""
+async def hibernate(client: Client, out: Output, reference: str, *, light: bool) -> None:
+    """Store an agent's state and end its instance, or freeze it in place."""
     request = factory_service_pb2.HibernateAgentRequest(
-        request_id=new_id(), agent=await client.agent_id(reference)
+        request_id=new_id(), agent=await client.agent_id(reference), light=light
     )
     _show(out, (await client.factory.HibernateAgent(request, timeout=CALL_WITHIN_S)).agent)
 

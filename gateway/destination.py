@@ -57,6 +57,8 @@ def destination(
     match route.state:
         case types_pb2.AGENT_STATE_HIBERNATING:
             return Park("it hibernates", wake=route)
+        case types_pb2.AGENT_STATE_READY if route.frozen:
+            return Park("it is frozen", wake=route)
         case types_pb2.AGENT_STATE_DRAINING:
             return Answer(
                 Unavailable(

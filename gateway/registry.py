@@ -29,10 +29,11 @@ class Route:
     generation: int
     socket: str
     group: str
+    frozen: bool = False
 
     @property
     def serving(self) -> bool:
-        return self.state in SERVING and bool(self.socket)
+        return self.state in SERVING and bool(self.socket) and not self.frozen
 
     @property
     def state_name(self) -> str:
@@ -52,6 +53,7 @@ def route_of(agent: types_pb2.Agent) -> Route:
         generation=agent.generation,
         socket=socket_path(agent.endpoint.direct),
         group=agent_authority(agent.group, agent.crew) if in_group else "",
+        frozen=agent.HasField("frozen_time"),
     )
 
 

@@ -143,6 +143,8 @@ class Watchdog:
 
 def is_probed(agent: Agent) -> bool:
     """It should answer: an instance of it serves, and its state says that it lives."""
+    if agent.HasField("frozen_time"):
+        return False  # its silence is wished
     return agent.state in PROBED_STATES and bool(agent.endpoint.direct) and agent.generation > 0
 
 

@@ -60,11 +60,15 @@ def stop(context: typer.Context, agent: AgentRef, grace: GraceS = 0.0) -> None:
 
 
 @app.command()
-def hibernate(context: typer.Context, agent: AgentRef) -> None:
+def hibernate(
+    context: typer.Context,
+    agent: AgentRef,
+    light: Annotated[bool, typer.Option(help="Freeze it in place instead: its memory stays.")] = False,
+) -> None:
     """Store an agent's state and end its instance, until it is needed."""
     from factory_cli import agents
 
-    with_client(context, lambda client, out: agents.hibernate(client, out, agent))
+    with_client(context, lambda client, out: agents.hibernate(client, out, agent, light=light))
 
 
 @app.command()

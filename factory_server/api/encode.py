@@ -63,7 +63,7 @@ class Encoder:
             endpoint=types_pb2.Endpoint(
                 authority=agent_authority(row.name, row.crew),
                 gateway=self._gateway,
-                direct=row.instance.direct if row.instance else "",
+                direct=row.instance.direct if row.instance and row.frozen_at is None else "",
             ),
             warm=row.warm,
             ready_time=timestamp(row.ready_at),
@@ -81,6 +81,7 @@ class Encoder:
             health_interval=row.spec.health_interval,
             replicas=row.replicas,
             skills=row.spec.skills,
+            frozen_time=timestamp(row.frozen_at),
         )
         if row.instance is not None:
             message.instance.CopyFrom(
@@ -97,6 +98,8 @@ class Encoder:
                 types_pb2.Lease(holder=row.lease_holder, expire_time=timestamp(row.lease_until))
             )
         message.conditions.append(_healthy(row))
+        if row.frozen_at is not None:
+            message.conditions.append(_frozen(row))
         if row.state in SERVING:
             message.conditions.extend(self._conditions(row.id))
         return message
@@ -137,6 +140,16 @@ def _healthy(row: model.AgentRow) -> types_pb2.Condition:
         reason="Missed" if unknown else row.reason,
         message=f"{row.misses} intervals missed" if unknown else row.message,
         since=timestamp(row.updated_at),
+    )
+
+
+def _frozen(row: model.AgentRow) -> types_pb2.Condition:
+    return types_pb2.Condition(
+        type="Frozen",
+        status=types_pb2.CONDITION_STATUS_TRUE,
+        reason="FrozenInPlace",
+        message="keeps its memory, uses no CPU, and is woken by any use",
+        since=timestamp(row.frozen_at),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState
+from factory_server.core.lifecycle import SERVING, AgentEvent, AgentState, CrewState
 from factory_server.core.networks import NetworkWish
 from hyperfactory.v1 import crew_service_pb2, events_pb2, types_pb2
 
@@ -73,7 +73,21 @@ class AgentRow:
     drain_until: datetime | None = None
     replacements: int = 0
     replaced_since: datetime | None = None
+    frozen_at: datetime | None = None
+    """Since when its instance is frozen in place: READY, and yet it serves nobody until it is thawed."""
+    thaw_wanted: bool = False
+    """Somebody wants to use it."""
     instance: InstanceRow | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes calls as it is, without being woken."""
+        return self.state in SERVING and self.frozen_at is None
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it must be woken to be used: stored away, or frozen in place."""
+        return self.state is AgentState.HIBERNATING or (self.state in SERVING and self.frozen_at is not None)
 
 
 @dataclass(frozen=True, slots=True)

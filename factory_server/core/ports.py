@@ -156,8 +156,23 @@ class CrewStore(Protocol):
         pending signals. Unavailable where what was stored is not what was given."""
 
     async def wake_agent(self, agent: str, request: model.RequestKey | None, actor: str) -> model.AgentRow:
-        """`wake` on a HIBERNATING agent; one that lives is returned as it is. Refused (WRONG_STATE) for one that
-        ends, has ended or was given up."""
+        """`wake` on a HIBERNATING agent; one that is frozen gets `thaw_wanted` and is returned still frozen; one
+        that lives is returned as it is. Refused (WRONG_STATE) for one that ends, has ended or was given up."""
+
+    async def freeze_agent(
+        self,
+        agent: model.AgentRow,
+        actor: str,
+        reason: str,
+        message: str,
+        request: model.RequestKey | None,
+    ) -> model.AgentRow | None:
+        """Set `frozen_at` of a READY agent, with its condition's event; `updated_at` stays, as it is still idle.
+        None where it has moved since the row was read, has pending signals, or is frozen already."""
+
+    async def thaw_agent(self, agent: str, generation: int, actor: str, reason: str) -> model.AgentRow | None:
+        """Clear `frozen_at` of a READY agent, with its condition's event; `updated_at` is now. None where it is
+        not frozen, or in another generation. Every step clears it, too, without an event."""
 
     async def saved_state(self, agent: str) -> model.StateRow | None:
         """The newest state of an agent. States older than a generation are dropped when it becomes READY

@@ -16,6 +16,9 @@ def violations(spec: types_pb2.ProfileSpec, path: str = "profile.spec") -> Itera
     """One for each field that contradicts another, or can never work."""
     if spec.base and not _BASE.fullmatch(spec.base):
         yield FieldViolation(f"{path}.base", f"'{spec.base}' is no name for a base", "NAME_INVALID")
+    if spec.HasField("idle_ttl") and spec.freeze_after.ToNanoseconds() >= spec.idle_ttl.ToNanoseconds():
+        text = "must be shorter than idle_ttl, at which the agent is stored away"
+        yield FieldViolation(f"{path}.freeze_after", text, "CONTRADICTION")
     seen: dict[str, int] = {}
     for i, server in enumerate(spec.mcp_servers):
         here = f"{path}.mcp_servers[{i}]"

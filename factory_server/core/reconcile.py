@@ -18,6 +18,8 @@ BUDGET_WINDOW_S = 600.0
 """Replacements are counted within 10 minutes (design, crash loops)."""
 
 
+HEARD_S = 1.0
+"""After so long everybody has heard that an agent is frozen: gateway, watchdog, mates, other replicas."""
 RESTING = (CrewState.READY, CrewState.DEGRADED)
 """Crews whose members may hibernate: neither being made nor on their way out."""
 
@@ -35,6 +37,10 @@ class Job(StrEnum):
     DISBAND = "disband"
     DRAIN = "drain"
     HIBERNATE = "hibernate"
+    FREEZE = "freeze"
+    HOLD = "hold"
+    """Stop the processes of one whose row says that it is frozen."""
+    THAW = "thaw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,14 @@ def decide(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:
             return _warm(agent, crew, now)
         case AgentState.BUSY if agent.lease_until is not None and agent.lease_until <= now:
             return Decision(Job.RELEASE, reason="LeaseExpired", message="the task's lease ran out")
+        case AgentState.READY if agent.frozen_at is not None and agent.thaw_wanted:
+            return Decision(Job.THAW)
         case AgentState.READY if _rests(agent, crew, now):
             return Decision(Job.HIBERNATE, reason="Idle", message="idle longer than its profile's ttl")
+        case AgentState.READY if agent.frozen_at is not None:
+            return Decision(Job.HOLD, due=agent.frozen_at + timedelta(seconds=HEARD_S))
+        case AgentState.READY if _freezes(agent, crew, now):
+            return Decision(Job.FREEZE, reason="Idle", message="idle longer than its profile's freeze_after")
         case AgentState.READY | AgentState.BUSY:
             return Decision(Job.ATTEND)
         case AgentState.UNHEALTHY:
@@ -92,10 +104,26 @@ def idle_until(agent: AgentRow) -> datetime | None:
     return agent.updated_at + agent.spec.idle_ttl.ToTimedelta()
 
 
+def _freezes(agent: AgentRow, crew: CrewRow, now: datetime) -> bool:
+    until = frozen_from(agent)
+    return crew.state in RESTING and until is not None and until <= now
+
+
+def frozen_from(agent: AgentRow) -> datetime | None:
+    """When a READY agent may be frozen at the earliest; None: never, or it is."""
+    if agent.state is not AgentState.READY or agent.frozen_at is not None:
+        return None
+    return (
+        agent.updated_at + agent.spec.freeze_after.ToTimedelta()
+        if agent.spec.HasField("freeze_after")
+        else None
+    )
+
+
 def rests_at(agent: AgentRow, now: datetime) -> datetime | None:
-    """When to look whether the agent may hibernate, if that is still to come."""
-    until = idle_until(agent)
-    return until if until is not None and until > now else None
+    """When to look whether the agent may be frozen or hibernate, if that is still to come."""
+    coming = [at for at in (frozen_from(agent), idle_until(agent)) if at is not None and at > now]
+    return min(coming, default=None)
 
 
 def _provision(agent: AgentRow, crew: CrewRow, now: datetime) -> Decision:

@@ -129,6 +129,8 @@ class Driver(Protocol):
     `Exhausted` (no room), `Invalid`."""
 
     name: str
+    cannot_freeze: str
+    """Why it cannot freeze an instance in place; '' where it can."""
 
     @property
     def networks(self) -> Networks:

@@ -154,6 +154,7 @@ class FakeDriver:
     """
 
     name = "fake"
+    cannot_freeze = ""
 
     def __init__(
         self,

@@ -119,7 +119,8 @@ async def acquire(
         try:
             return await parts.store.acquire(request.agent, key, actor, holder=actor, lease_s=lease_s)
         except Refused as refused:
-            if refused.metadata.get("state") != AgentState.HIBERNATING:
+            asleep = refused.metadata.get("state") == AgentState.HIBERNATING
+            if not asleep and "frozen" not in refused.metadata:
                 raise
         await awaken(parts, request.agent, "Acquired")
 

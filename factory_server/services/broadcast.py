@@ -91,7 +91,9 @@ class Broadcasts:
         """Who hibernates gets the signal when awake. Looked at anew: since the signal is recorded nobody falls
         asleep over it, but somebody may have done so just before."""
         may_sleep = {
-            a.id for a in targets if a.state is AgentState.HIBERNATING or a.spec.HasField("idle_ttl")
+            a.id
+            for a in targets
+            if a.sleeps or a.spec.HasField("idle_ttl") or a.spec.HasField("freeze_after")
         }
         if may_sleep:
             members = (await self._parts.store.get_crew(crew)).agents

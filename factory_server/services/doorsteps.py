@@ -40,14 +40,14 @@ class Doorsteps:
     def path(self, agent: AgentRow) -> str:
         """Where mates knock; '' where they need not."""
         door = self._doors.get(agent.id)
-        return door.path if door is not None and agent.state in BEFORE else ""
+        return door.path if door is not None and (agent.sleeps or agent.state in BEFORE) else ""
 
     async def open(self, agents: Iterable[AgentRow]) -> None:
-        """Open one for each member that hibernates."""
+        """Open one for each member that hibernates or is frozen."""
         if not self._parts.doorsteps:
             return
         for agent in agents:
-            if agent.state is AgentState.HIBERNATING and agent.id not in self._doors:
+            if agent.sleeps and agent.id not in self._doors:
                 self._doors[agent.id] = await self._listen(agent.id)
 
     def close(self, needed: Iterable[str] = ()) -> None:

@@ -47,6 +47,8 @@ async def _condemn(parts: Parts, reconciler: Reconciler, verdict: factory_servic
         return 0
     if agent.generation != verdict.generation or agent.state not in LOST_FROM:
         return 0
+    if agent.frozen_at is not None:  # its silence is wished
+        return 0
     parts.measures.condemned.inc()
     log.warning(
         "condemned",

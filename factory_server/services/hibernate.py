@@ -1,4 +1,4 @@
-"""Hibernate one agent because somebody asked for it."""
+"""Hibernate one agent, or freeze it in place, because somebody asked for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ async def hibernate(
     key = key_of(actor, "HibernateAgent", request.request_id, request)
     before = await parts.store.find_request(key)
     agent = await parts.store.get_agent(request.agent)
+    if request.light:
+        return agent if before is not None else await _freeze(parts, reconciler, agent, key, actor)
     if before is not None or agent.state is AgentState.HIBERNATING:
         return agent
     if agent.state is not AgentState.READY:
@@ -39,3 +41,22 @@ async def hibernate(
     if agent.state is not AgentState.HIBERNATING:
         raise Stale(f"cannot hibernate agent '{agent.name}': something else came first, it is {agent.state}")
     return agent
+
+
+async def _freeze(
+    parts: Parts, reconciler: Reconciler, agent: model.AgentRow, key: model.RequestKey, actor: str
+) -> model.AgentRow:
+    """The agent, frozen in place. Refused, Stale as above."""
+    if agent.frozen_at is not None:
+        return agent
+    if agent.state is not AgentState.READY:
+        raise Refused(
+            f"cannot freeze agent '{agent.name}': it is {agent.state}", metadata={"state": agent.state}
+        )
+    row = await reconciler.freezing.freeze(agent, actor, "Hibernated", f"by {actor}", request=key)
+    if row is None:
+        row = await parts.store.get_agent(agent.id)
+        if row.frozen_at is None:
+            raise Stale(f"cannot freeze agent '{agent.name}': something else came first, it is {row.state}")
+    reconciler.kick(agent.crew)
+    return row

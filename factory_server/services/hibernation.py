@@ -112,7 +112,7 @@ class Hibernation:
             reason=reason,
             message=message,
         )
-        async with self._sessions.suspending(agent.id), self._line(agent) as line:
+        async with self._sessions.suspending(agent.id), self._running(agent), self.line(agent) as line:
             began = time.monotonic()
             state = await line.suspend(idle_for_s=idle_for_s, deadline_s=SUSPEND_S)
             row: model.AgentRow | None = None
@@ -121,7 +121,7 @@ class Hibernation:
                     row = await self._store(agent, step, state, request)
             finally:
                 if row is None:
-                    await self._take_back(agent, line)
+                    await self.take_back(agent, line)
         self._parts.measures.hibernate_s.observe(time.monotonic() - began)
         self._parts.hub.ring(REAPER)
         return row
@@ -138,7 +138,7 @@ class Hibernation:
         narrate(self._parts, stepped)
         return stepped.results[0].agent
 
-    async def _take_back(self, agent: model.AgentRow, line: Line) -> None:
+    async def take_back(self, agent: model.AgentRow, line: Line) -> None:
         """The instance works on, if it still carries the agent; where nobody knows, it does so by itself."""
         try:
             now = await self._parts.store.get_agent(agent.id)
@@ -149,7 +149,21 @@ class Hibernation:
             log.warning("cannot take a suspension back", extra={"agent": agent.id, "error": str(error)})
 
     @asynccontextmanager
-    async def _line(self, agent: model.AgentRow) -> AsyncIterator[Line]:
+    async def _running(self, agent: model.AgentRow) -> AsyncIterator[None]:
+        """One that is frozen runs meanwhile; if it is still there afterwards, its row must come to say so."""
+        if agent.frozen_at is None or agent.instance is None:
+            yield
+            return
+        await self._parts.driver.thaw(agent.instance.id)
+        try:
+            yield
+        finally:
+            now = await self._parts.store.get_agent(agent.id)
+            if now.frozen_at is not None:
+                await self._parts.store.wake_agent(agent.id, None, ACTOR)
+
+    @asynccontextmanager
+    async def line(self, agent: model.AgentRow) -> AsyncIterator[Line]:
         """The session's line, or one of its own where another replica holds the session."""
         session = self._sessions.get(agent.id)
         if session is not None and session.generation == agent.generation:

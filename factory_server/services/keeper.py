@@ -15,6 +15,7 @@ from factory_server.core.lifecycle import CREW_ENDED, AgentEvent, AgentState, Cr
 from factory_server.core.reconcile import Job
 from factory_server.services import context, hibernation, provision, teardown
 from factory_server.services.egress import WayOut
+from factory_server.services.freezing import Freezing
 from factory_server.services.hub import REAPER
 from factory_server.services.known import KnownCrew
 from factory_server.services.networks import CrewNetwork
@@ -47,6 +48,7 @@ class Keeper:
         self._sessions = sessions
         self._mounts = mounts
         self._hibernation = hibernation.Hibernation(parts, sessions)
+        self._freezing = Freezing(parts, sessions, self._hibernation)
         self._wiring = Wiring(parts)
         self._way_out = WayOut(parts, self._wiring)
         self._network = CrewNetwork(parts)
@@ -63,7 +65,7 @@ class Keeper:
         self._settle_at = 0.0
         self._prepared = False
         self.seen = asyncio.Event()
-        self._roster: tuple[tuple[str, int], ...] = ()
+        self._roster: tuple[tuple[str, int, datetime | None], ...] = ()
         self.phases: dict[str, Phases] = {}
         self.settle: Callable[[str], Awaitable[None]] | None = None
 
@@ -176,9 +178,9 @@ class Keeper:
             return 0.0
         for agent in self._hibernation.left_behind(self.known.agents.values()):
             await self._fence(agent)
-        await self._share_roster(crew)
         await self._way_out.see_to(crew)
         await self._rewire()
+        await self._share_roster(crew)  # who drops a channel by it finds the new socket
         self._mounts.start(group, self.known.agents.values())
         await self._settle_work()
         return self._start_jobs(group, crew)
@@ -230,7 +232,8 @@ class Keeper:
             await self.settle(self.crew_id)
 
     async def _share_roster(self, crew: model.CrewRow) -> None:
-        roster = tuple((a.id, a.generation) for a in crew.agents if a.state is not AgentState.STOPPED)
+        present = [a for a in crew.agents if a.state is not AgentState.STOPPED]
+        roster = tuple((a.id, a.generation, a.frozen_at) for a in present)
         if roster == self._roster:
             return
         self._roster = roster
@@ -254,7 +257,9 @@ class Keeper:
                 continue
             decision = reconcile.decide(agent, crew, now)
             if decision.job is Job.HIBERNATE:
-                decision = self._hibernation.unless_used(agent, decision, attended=self._attended(agent))
+                attended = self._attended(agent) or agent.frozen_at is not None
+                decision = self._hibernation.unless_used(agent, decision, attended=attended)
+            decision = self._freezing.settled(agent, decision, attended=self._attended(agent))
             due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
                 soonest = min(filter(None, (soonest, agent.lease_until, reconcile.rests_at(agent, now))))
@@ -330,6 +335,12 @@ class Keeper:
                 return True
             case Job.HIBERNATE:
                 return await self._hibernation.rest(agent, decision)
+            case Job.FREEZE:
+                return await self._freezing.rest(agent, decision)
+            case Job.HOLD:
+                return await self._freezing.hold(agent)
+            case Job.THAW:
+                return await self._freezing.thaw(agent, self._attend)
             case Job.NONE | Job.DRAIN:
                 return False
 

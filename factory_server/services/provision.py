@@ -48,14 +48,21 @@ def roster_of(agents: Sequence[model.AgentRow], revision: int) -> agent_service_
     """Who is in the crew now, with live generations."""
     return agent_service_pb2.Roster(
         revision=revision,
-        peers=[
-            agent_service_pb2.Peer(
-                agent=a.id, name=a.name, generation=a.generation, group=a.group, profile=a.profile
-            )
-            for a in agents
-            if a.state not in TERMINAL
-        ],
+        peers=[_peer(a) for a in agents if a.state not in TERMINAL],
     )
+
+
+def _peer(agent: model.AgentRow) -> agent_service_pb2.Peer:
+    peer = agent_service_pb2.Peer(
+        agent=agent.id,
+        name=agent.name,
+        generation=agent.generation,
+        group=agent.group,
+        profile=agent.profile,
+    )
+    if agent.frozen_at is not None:
+        peer.frozen_time.FromDatetime(agent.frozen_at)
+    return peer
 
 
 class Phases:

@@ -24,7 +24,7 @@ class Reach:
         """The agent with the instance that serves it, as last seen or, `anew`, as the store has it. NotFound,
         Refused where it takes no call any more, Unavailable where it does not serve in time."""
         seen = None if anew else self._agents.find(agent)
-        if seen is not None and seen.state in SERVING and seen.instance is not None:
+        if seen is not None and seen.serves and seen.instance is not None:
             return seen
         try:
             async with asyncio.timeout(within_s):
@@ -39,7 +39,7 @@ class Reach:
         if (now.replacements, now.replaced_since) != (agent.replacements, agent.replaced_since):
             return False
         if now.generation == agent.generation:
-            return now.state is AgentState.HIBERNATING
+            return now.sleeps
         return now.state in (AgentState.HIBERNATING, AgentState.WARMING, *SERVING)
 
     async def _come(self, ident: str) -> model.AgentRow:
@@ -47,13 +47,13 @@ class Reach:
         with self._parts.hub.subscribe(agent.crew) as rings:
             while True:
                 agent = await self._parts.store.get_agent(ident)
-                if agent.state is AgentState.HIBERNATING:
+                if agent.sleeps:
                     agent = await self._parts.store.wake_agent(ident, None, ACTOR)
-                if agent.state in SERVING and agent.instance is not None:
+                if agent.serves and agent.instance is not None:
                     return agent
                 if agent.state is AgentState.STOPPED:
                     raise NotFound(f"agent '{ident}' is gone", resource_type="agent", resource_name=ident)
-                if agent.state not in COMING:
+                if agent.state not in (*COMING, *SERVING):
                     raise Refused(
                         f"agent '{agent.name}' is {agent.state} and takes no call: {agent.message}",
                         metadata={"state": agent.state},

@@ -13,6 +13,7 @@ from factory_server.core.errors import FactoryError
 from factory_server.core.lifecycle import AgentEvent, CrewState
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
+from factory_server.services.freezing import Freezing
 from factory_server.services.hibernation import Hibernation
 from factory_server.services.hub import NETWORKS, POOL, REAPER
 from factory_server.services.keeper import LOST_FROM, Keeper
@@ -59,6 +60,7 @@ class Reconciler:
         self._pool = PoolLane(parts, sessions.lines, self.busy)
         self._networks = NetworkLane(parts, self.busy)
         self.hibernation = Hibernation(parts, sessions)
+        self.freezing = Freezing(parts, sessions, self.hibernation)
         self.mounts = Mounts(parts, sessions)
         self._sweeper = Sweeper(parts, sessions, self.lost_instance)
         self.settle: Callable[[str], Awaitable[None]] | None = None

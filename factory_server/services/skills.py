@@ -25,6 +25,7 @@ from factory_server.core.lifecycle import SERVING
 from factory_server.core.line import Line
 from factory_server.core.skill_archive import Intake, read_entries
 from factory_server.core.skills import Pack, PackRow
+from factory_server.services.freezing import thawed
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
@@ -237,7 +238,7 @@ class Mounts:
     def start(self, group: asyncio.TaskGroup, agents: Iterable[model.AgentRow]) -> None:
         """See to those whose instance may not be as the row says: after a mount elsewhere, or a restart."""
         for agent in agents:
-            if agent.state not in SERVING or agent.id in self._running:
+            if not agent.serves or agent.id in self._running:
                 continue
             if self._settled.get(agent.id) != _wish_of(agent):
                 task = spawn(group, self._settle_quietly(agent), f"skills {agent.id}")
@@ -263,7 +264,7 @@ class Mounts:
     async def settle(self, agent: model.AgentRow) -> Mapping[str, Sequence[agent_service_pb2.Tool]]:
         """Make the instance have exactly the row's packs; the tools of each."""
         async with self._locks.setdefault(agent.id, asyncio.Lock()):
-            row = await self._parts.store.get_agent(agent.id)
+            row = await thawed(self._parts, await self._parts.store.get_agent(agent.id))
             if row.state not in SERVING or row.instance is None:
                 raise Refused(f"agent '{row.name}' is {row.state}", metadata={"state": row.state})
             wished = {ref.name for ref in skills.pins(row.spec.skills, "skills")}

@@ -114,7 +114,7 @@ class Tasks:
                     members = [
                         a for a in (await self._parts.store.get_crew(crew)).agents if a.id in candidates
                     ]
-                    ready = any(a.state is AgentState.READY for a in members)
+                    ready = any(a.state is AgentState.READY and a.serves for a in members)
                     woken = woken if ready else await self._awaken(crew, members, woken)
                     if time.monotonic() >= ends or not (ready or woken):
                         raise
@@ -123,9 +123,9 @@ class Tasks:
 
     async def _awaken(self, crew: str, candidates: Sequence[model.AgentRow], woken: str) -> str:
         """Whom to wait for: the one that was woken and comes, else the next one that hibernates; '' for none."""
-        if any(a.id == woken and a.state in COMING for a in candidates):
+        if any(a.id == woken and (a.thaw_wanted or a.state in COMING) for a in candidates):
             return woken
-        asleep = [a for a in candidates if a.state is AgentState.HIBERNATING][:1]
+        asleep = [a for a in candidates if a.sleeps][:1]
         await wake_members(self._parts, crew, asleep, "Task")
         return asleep[0].id if asleep else ""
 

@@ -1,4 +1,4 @@
-"""Wake agents that hibernate: because somebody asks, calls, signals or has work for them."""
+"""Wake agents that hibernate or are frozen: because somebody asks, calls, signals or has work for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from factory_server.core import model
 from factory_server.core.errors import Refused
 from factory_server.core.lifecycle import SERVING, AgentEvent, AgentState
 from factory_server.services.assemble import LOOK_AGAIN_S
-from factory_server.services.parts import Parts
+from factory_server.services.parts import ACTOR, Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.requests import key_of
 from factory_server.services.steps import narrate
@@ -34,14 +34,16 @@ async def wake(
 
 async def _until_awake(parts: Parts, agent: model.AgentRow) -> model.AgentRow:
     with parts.hub.subscribe(agent.crew) as rings:
-        while agent.state not in SERVING:
-            if agent.state not in COMING:
+        while not agent.serves:
+            if agent.state not in (*COMING, *SERVING):
                 raise Refused(
                     f"cannot wake agent '{agent.name}': it is {agent.state}: {agent.message}",
                     metadata={"state": agent.state},
                 )
             await rings.wait(LOOK_AGAIN_S)
             agent = await parts.store.get_agent(agent.id)
+            if agent.frozen_at is not None:
+                await parts.store.wake_agent(agent.id, None, ACTOR)
     return agent
 
 
@@ -53,11 +55,13 @@ async def awaken(parts: Parts, agent_id: str, reason: str) -> model.AgentRow:
 
 
 async def wake_members(parts: Parts, crew: str, agents: Sequence[model.AgentRow], reason: str) -> None:
-    """Wake those of a crew's members that hibernate; it goes on by itself, and does no harm twice."""
+    """Wake those of a crew's members that sleep; it goes on by itself, and does no harm twice."""
     steps = [
         model.Step(a.id, a.generation, (a.state,), AgentEvent.WAKE, "factory", reason=reason)
         for a in agents
         if a.state is AgentState.HIBERNATING
     ]
+    for frozen in [a for a in agents if a.frozen_at is not None]:
+        await parts.store.wake_agent(frozen.id, None, "factory")
     if steps:
         narrate(parts, await parts.store.step(crew, steps))

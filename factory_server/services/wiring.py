@@ -125,8 +125,8 @@ class Wiring:
 
     def _socket(self, agent: AgentRow) -> str:
         generation, direct = self._published.get(agent.id, (0, ""))
-        if direct and generation == agent.generation and agent.state in WIRED:
+        if direct and generation == agent.generation and agent.state in WIRED and agent.frozen_at is None:
             return direct.removeprefix(UNIX)
-        if agent.state in SERVING and agent.instance is not None:
+        if agent.serves and agent.instance is not None:
             return agent.instance.direct.removeprefix(UNIX)
         return self._doorsteps.path(agent)

@@ -49,6 +49,18 @@ def crew_moved(
     return events_pb2.Event(type=events_pb2.EVENT_TYPE_CREW_STATE, actor=actor, crew_step=step)
 
 
+def agent_frozen(
+    agent: str, actor: str, now: datetime, reason: str, message: str, *, frozen: bool
+) -> events_pb2.Event:
+    """An agent was frozen in place, or is frozen no more."""
+    status = types_pb2.CONDITION_STATUS_TRUE if frozen else types_pb2.CONDITION_STATUS_FALSE
+    condition = types_pb2.Condition(type="Frozen", status=status, reason=reason, message=text(message))
+    condition.since.FromDatetime(now)
+    return events_pb2.Event(
+        type=events_pb2.EVENT_TYPE_CONDITION, actor=actor, agent=agent, condition=condition
+    )
+
+
 def stored(event: events_pb2.Event) -> bytes:
     """What is kept of an event: all but what the row itself says."""
     kept = events_pb2.Event()

@@ -106,6 +106,11 @@ async def assign(crew: LockedCrew, agent: AgentRow, actor: str, *, holder: str, 
         )
     elif agent.state is not AgentState.READY:
         raise wrong_state(agent, "acquire")
+    elif agent.frozen_at is not None:
+        raise Refused(
+            f"cannot acquire agent '{agent.id}': it is frozen",
+            metadata={"state": agent.state, "frozen": "true"},
+        )
     assigned = _step(agent, AgentEvent.TASK_ASSIGNED, actor, "TaskAssigned")
     steps.append(replace(assigned, sources=(AgentState.READY,), lease_holder=holder, lease_s=lease_s))
     await crew.take(steps)

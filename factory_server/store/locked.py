@@ -37,7 +37,7 @@ MOVED_FIELDS = (
     "lease_holder",
     "replacements",
 )
-MOVED_TIMES = ("ready_at", "lease_until", "not_before", "drain_until", "replaced_since")
+MOVED_TIMES = ("ready_at", "lease_until", "not_before", "drain_until", "replaced_since", "frozen_at")
 
 
 @dataclass(eq=False)

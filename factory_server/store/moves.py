@@ -171,6 +171,7 @@ def _after(before: AgentRow, step: Step, now: datetime) -> AgentRow:
     made |= {"reason": text(step.reason), "message": text(step.message)}
     if step.event not in KEEPS_LEASE:
         made |= {"lease_holder": "", "lease_until": None}
+    made |= {"frozen_at": None, "thaw_wanted": False}
     if step.not_before_s is not None:
         made["not_before"] = now + timedelta(seconds=step.not_before_s)
     made |= _carrier(before.instance, step) | _by_event(before, step, now)

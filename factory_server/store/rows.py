@@ -41,6 +41,8 @@ def agent_row(r: DictRow) -> AgentRow:
         drain_until=r["drain_until"],
         replacements=r["replacements"],
         replaced_since=r["replaced_since"],
+        frozen_at=r["frozen_at"],
+        thaw_wanted=r["thaw_wanted"],
         instance=None if r["i_id"] is None else _carrier(r),
     )
 

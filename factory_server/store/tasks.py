@@ -126,7 +126,7 @@ def _choose(crew: LockedCrew, agents: Sequence[str]) -> AgentRow:
     """The first READY agent, or why there is none."""
     known = [crew.agents[agent] for agent in agents if agent in crew.agents]
     for agent in known:
-        if agent.state is AgentState.READY:
+        if agent.state is AgentState.READY and agent.frozen_at is None:
             return agent
     if known and all(agent.state is AgentState.BUSY for agent in known):
         raise Refused(

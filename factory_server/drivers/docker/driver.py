@@ -47,6 +47,7 @@ class DockerDriver:
     """Implements `core.sandbox.Driver` with a Docker engine on this host."""
 
     name = NAME
+    cannot_freeze = ""
 
     def __init__(
         self,

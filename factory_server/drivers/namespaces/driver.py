@@ -45,6 +45,7 @@ class NamespacesDriver:
     """Implements `core.sandbox.Driver` with Linux namespaces on this host."""
 
     name = "namespaces"
+    cannot_freeze = ""
 
     def __init__(
         self,

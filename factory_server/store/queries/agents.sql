@@ -15,15 +15,31 @@ UPDATE agent a
    SET state = t.target, generation = m.generation, warm = m.warm, reason = m.reason, message = m.message,
        updated_at = %(now)s, ready_at = m.ready_at, lease_holder = m.lease_holder,
        lease_until = m.lease_until, not_before = m.not_before, drain_until = m.drain_until,
-       replacements = m.replacements, replaced_since = m.replaced_since, row_xid = pg_current_xact_id()
+       replacements = m.replacements, replaced_since = m.replaced_since, frozen_at = m.frozen_at,
+       thaw_wanted = a.thaw_wanted AND m.frozen_at IS NOT NULL, row_xid = pg_current_xact_id()
   FROM json_to_recordset(%(moves)s::json)
     AS m(id text, source text, source_generation bigint, event text, target text, generation bigint,
          warm boolean, reason text, message text, ready_at timestamptz, lease_holder text,
          lease_until timestamptz, not_before timestamptz, drain_until timestamptz, replacements integer,
-         replaced_since timestamptz)
+         replaced_since timestamptz, frozen_at timestamptz)
   JOIN agent_transition t ON t.source = m.source AND t.event = m.event AND t.target = m.target
  WHERE a.id = m.id AND a.generation = m.source_generation AND a.state = m.source
 RETURNING a.id;
+
+-- name: agent_freeze
+UPDATE agent SET frozen_at = %(now)s, thaw_wanted = false, row_xid = pg_current_xact_id()
+ WHERE id = %(agent)s AND generation = %(generation)s AND state = 'READY' AND frozen_at IS NULL
+RETURNING id;
+
+-- name: agent_want_thaw
+UPDATE agent SET thaw_wanted = true, row_xid = pg_current_xact_id()
+ WHERE id = %(agent)s AND frozen_at IS NOT NULL
+RETURNING id;
+
+-- name: agent_thaw
+UPDATE agent SET frozen_at = NULL, thaw_wanted = false, updated_at = %(now)s, row_xid = pg_current_xact_id()
+ WHERE id = %(agent)s AND generation = %(generation)s AND state = 'READY' AND frozen_at IS NOT NULL
+RETURNING id;
 
 -- name: agent_get
 SELECT * FROM agent_now WHERE id = %(agent)s;

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from hyperfactory.v1 import events_pb2 as _events_pb2
@@ -110,6 +111,7 @@ class Peer(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    FROZEN_TIME_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """The agent's id."""
     name: _builtins.str
@@ -120,6 +122,10 @@ class Peer(_message.Message):
     """Its group."""
     profile: _builtins.str
     """Its profile."""
+    @_builtins.property
+    def frozen_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is frozen: channels that are older lead to nobody. Absent: it is not."""
+
     def __init__(
         self,
         *,
@@ -128,10 +134,11 @@ class Peer(_message.Message):
         generation: _builtins.int = ...,
         group: _builtins.str = ...,
         profile: _builtins.str = ...,
+        frozen_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frozen_time", b"frozen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "generation", b"generation", "group", b"group", "name", b"name", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "frozen_time", b"frozen_time", "generation", b"generation", "group", b"group", "name", b"name", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

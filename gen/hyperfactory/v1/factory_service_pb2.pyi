@@ -465,19 +465,25 @@ class HibernateAgentRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    LIGHT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID; the same id with the same request returns the same result for 24 h."""
     agent: _builtins.str
     """The agent's id."""
+    light: _builtins.bool
+    """Freeze it in place instead: the same instance, its memory kept, no CPU used, until anybody uses it.
+    FAILED_PRECONDITION where the driver cannot.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         agent: _builtins.str = ...,
+        light: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "light", b"light", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,7 +498,7 @@ class HibernateAgentResponse(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agent(self) -> _types_pb2.Agent:
-        """HIBERNATING."""
+        """HIBERNATING; READY with its frozen_time where it was `light`."""
 
     def __init__(
         self,

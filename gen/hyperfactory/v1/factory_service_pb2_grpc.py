@@ -186,7 +186,7 @@ class FactoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def HibernateAgent(self, request, context):
-        """Stores the agent's state and ends its instance. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
+        """Stores the agent's state and ends its instance, or (`light`) freezes the instance in place. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
         READY or is at work; one that hibernates already is returned as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -194,7 +194,7 @@ class FactoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WakeAgent(self, request, context):
-        """Brings a hibernating agent back and waits until it is READY; one that lives already is returned as it is.
+        """Brings a hibernating or frozen agent back and waits until it is READY; one that lives already is returned as it is.
         FAILED_PRECONDITION (WRONG_STATE) for one that ends or was given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -50,11 +50,11 @@ class FactoryServiceStub:
     A lost stream is taken up by calling again: the snapshot replaces what the client held.
     """
     HibernateAgent: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.HibernateAgentRequest, _factory_service_pb2.HibernateAgentResponse]
-    """Stores the agent's state and ends its instance. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
+    """Stores the agent's state and ends its instance, or (`light`) freezes the instance in place. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
     READY or is at work; one that hibernates already is returned as it is.
     """
     WakeAgent: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.WakeAgentRequest, _factory_service_pb2.WakeAgentResponse]
-    """Brings a hibernating agent back and waits until it is READY; one that lives already is returned as it is.
+    """Brings a hibernating or frozen agent back and waits until it is READY; one that lives already is returned as it is.
     FAILED_PRECONDITION (WRONG_STATE) for one that ends or was given up.
     """
     RetryAgent: _grpc.UnaryUnaryMultiCallable[_factory_service_pb2.RetryAgentRequest, _factory_service_pb2.RetryAgentResponse]
@@ -112,11 +112,11 @@ class FactoryServiceAsyncStub(FactoryServiceStub):
     A lost stream is taken up by calling again: the snapshot replaces what the client held.
     """
     HibernateAgent: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.HibernateAgentRequest, _factory_service_pb2.HibernateAgentResponse]  # type: ignore[assignment]
-    """Stores the agent's state and ends its instance. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
+    """Stores the agent's state and ends its instance, or (`light`) freezes the instance in place. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
     READY or is at work; one that hibernates already is returned as it is.
     """
     WakeAgent: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.WakeAgentRequest, _factory_service_pb2.WakeAgentResponse]  # type: ignore[assignment]
-    """Brings a hibernating agent back and waits until it is READY; one that lives already is returned as it is.
+    """Brings a hibernating or frozen agent back and waits until it is READY; one that lives already is returned as it is.
     FAILED_PRECONDITION (WRONG_STATE) for one that ends or was given up.
     """
     RetryAgent: _aio.UnaryUnaryMultiCallable[_factory_service_pb2.RetryAgentRequest, _factory_service_pb2.RetryAgentResponse]  # type: ignore[assignment]
@@ -213,7 +213,7 @@ class FactoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _factory_service_pb2.HibernateAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_factory_service_pb2.HibernateAgentResponse, _abc.Awaitable[_factory_service_pb2.HibernateAgentResponse]]:
-        """Stores the agent's state and ends its instance. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
+        """Stores the agent's state and ends its instance, or (`light`) freezes the instance in place. FAILED_PRECONDITION (WRONG_STATE) for an agent that is not
         READY or is at work; one that hibernates already is returned as it is.
         """
 
@@ -223,7 +223,7 @@ class FactoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _factory_service_pb2.WakeAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_factory_service_pb2.WakeAgentResponse, _abc.Awaitable[_factory_service_pb2.WakeAgentResponse]]:
-        """Brings a hibernating agent back and waits until it is READY; one that lives already is returned as it is.
+        """Brings a hibernating or frozen agent back and waits until it is READY; one that lives already is returned as it is.
         FAILED_PRECONDITION (WRONG_STATE) for one that ends or was given up.
         """
 

@@ -545,6 +545,7 @@ class Agent(_message.Message):
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     SKILLS_FIELD_NUMBER: _builtins.int
+    FROZEN_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Server-made, sortable, DNS-safe; requests refer to it."""
     uid: _builtins.str
@@ -623,6 +624,10 @@ class Agent(_message.Message):
     def skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Skill packs that are mounted, `name@sha256:…`."""
 
+    @_builtins.property
+    def frozen_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is frozen in place: READY with its memory, without CPU, and woken by any use. Absent: it is not."""
+
     def __init__(
         self,
         *,
@@ -653,10 +658,11 @@ class Agent(_message.Message):
         health_interval: _duration_pb2.Duration | None = ...,
         replicas: _builtins.int = ...,
         skills: _abc.Iterable[_builtins.str] | None = ...,
+        frozen_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "endpoint", b"endpoint", "health_interval", b"health_interval", "instance", b"instance", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "ready_time", b"ready_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "endpoint", b"endpoint", "frozen_time", b"frozen_time", "health_interval", b"health_interval", "instance", b"instance", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "ready_time", b"ready_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "create_time", b"create_time", "crew", b"crew", "endpoint", b"endpoint", "generation", b"generation", "group", b"group", "health_interval", b"health_interval", "id", b"id", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "message", b"message", "misses", b"misses", "name", b"name", "profile", b"profile", "profile_digest", b"profile_digest", "ready_time", b"ready_time", "reason", b"reason", "replicas", b"replicas", "scope", b"scope", "skills", b"skills", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "create_time", b"create_time", "crew", b"crew", "endpoint", b"endpoint", "frozen_time", b"frozen_time", "generation", b"generation", "group", b"group", "health_interval", b"health_interval", "id", b"id", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "lease", b"lease", "limits", b"limits", "message", b"message", "misses", b"misses", "name", b"name", "profile", b"profile", "profile_digest", b"profile_digest", "ready_time", b"ready_time", "reason", b"reason", "replicas", b"replicas", "scope", b"scope", "skills", b"skills", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -971,6 +977,7 @@ class ProfileSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
     IDLE_TTL_FIELD_NUMBER: _builtins.int
+    FREEZE_AFTER_FIELD_NUMBER: _builtins.int
     READY_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_REPLACEMENTS_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
@@ -998,6 +1005,12 @@ class ProfileSpec(_message.Message):
     @_builtins.property
     def idle_ttl(self) -> _duration_pb2.Duration:
         """Idle time after which it hibernates; absent: never. Idle is READY, without task, lease, signal or call since."""
+
+    @_builtins.property
+    def freeze_after(self) -> _duration_pb2.Duration:
+        """Idle time after which it is frozen in place: its memory kept, no CPU used, until anybody uses it; absent: never.
+        Shorter than idle_ttl where that is set, too.
+        """
 
     @_builtins.property
     def ready_timeout(self) -> _duration_pb2.Duration:
@@ -1036,6 +1049,7 @@ class ProfileSpec(_message.Message):
         limits: Global___ResourceLimits | None = ...,
         health_interval: _duration_pb2.Duration | None = ...,
         idle_ttl: _duration_pb2.Duration | None = ...,
+        freeze_after: _duration_pb2.Duration | None = ...,
         ready_timeout: _duration_pb2.Duration | None = ...,
         max_replacements: _builtins.int = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
@@ -1045,9 +1059,9 @@ class ProfileSpec(_message.Message):
         model: Global___Model | None = ...,
         tcp_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "model", b"model", "ready_timeout", b"ready_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "freeze_after", b"freeze_after", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "model", b"model", "ready_timeout", b"ready_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "entry_point", b"entry_point", "env", b"env", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "max_replacements", b"max_replacements", "mcp_servers", b"mcp_servers", "model", b"model", "ready_timeout", b"ready_timeout", "scope", b"scope", "skills", b"skills", "tcp_ports", b"tcp_ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "entry_point", b"entry_point", "env", b"env", "freeze_after", b"freeze_after", "health_interval", b"health_interval", "idle_ttl", b"idle_ttl", "limits", b"limits", "max_replacements", b"max_replacements", "mcp_servers", b"mcp_servers", "model", b"model", "ready_timeout", b"ready_timeout", "scope", b"scope", "skills", b"skills", "tcp_ports", b"tcp_ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
