@@ -7,6 +7,7 @@ connection outlives the conversation that wanted it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import socket
 import ssl
@@ -24,6 +25,7 @@ CHUNK_BYTES: Final = 64 * 1024
 CONNECT_MAX_S: Final = 10.0
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _PORTS: Final = {"http": 80, "https": 443}
+_NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 
 
 class LinkBroken(Exception):
@@ -93,9 +95,15 @@ class WayOut:
         except TimeoutError as error:
             raise LinkBroken(f"{to.host} did not answer within {CONNECT_MAX_S:g} s") from error
         except OSError as error:
-            raise LinkBroken(
-                f"cannot connect to {to.host}: {error.strerror or type(error).__name__}"
-            ) from error
+            raise self._unreached(to, error) from error
+
+    def _unreached(self, to: Endpoint, error: OSError) -> LinkBroken | NotLed:
+        """Whether a repeat may help: not where the crew may not go out, and so has neither names nor routes."""
+        why = f"cannot connect to {to.host}: {error.strerror or type(error).__name__}"
+        nowhere = isinstance(error, socket.gaierror) or error.errno in _NO_ROUTE
+        if self.proxy is None and to.host not in LOOPBACK and nowhere:
+            return NotLed(f"{why}; the crew has no way out (network.allowEgress is not set)")
+        return LinkBroken(why)
 
 
 @functools.cache

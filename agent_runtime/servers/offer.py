@@ -14,6 +14,7 @@ from agent_runtime.servers.peer import Answered
 from agent_runtime.servers.session import Session
 from agent_runtime.servers.spec import ServerSpec
 from agent_runtime.tools.registry import Call, Outcome, Tool
+from agent_runtime.tools.schema import check_schema
 from wire.errors import Unavailable
 from wire.mcp.names import public_name
 
@@ -59,7 +60,6 @@ def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | 
         return None
     hints = item.get("annotations")
     hints = hints if isinstance(hints, dict) else {}
-    output = item.get("outputSchema")
     caller = _Caller(spec, session, own)
     try:
         return Tool(
@@ -69,7 +69,7 @@ def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | 
             caller.call,
             read_only=own in spec.read_only or hints.get("readOnlyHint") is True,
             title=str(item.get("title") or hints.get("title") or "")[:TITLE_MAX_CHARS],
-            output_schema=output if isinstance(output, dict) and _fits(output) else None,
+            output_schema=_promise(spec, own, item.get("outputSchema")),
             destructive=_flag(hints, "destructiveHint"),
             idempotent=_flag(hints, "idempotentHint"),
             open_world=_flag(hints, "openWorldHint"),
@@ -78,6 +78,18 @@ def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | 
     except ValueError as error:
         log.info("cannot offer a tool", extra={"server": spec.name, "tool": own, "error": str(error)})
         return None
+
+
+def _promise(spec: ServerSpec, own: str, schema: Any) -> Object | None:
+    """What results will be like, as the server says; None where we could not hold it to that."""
+    if not isinstance(schema, dict) or not _fits(schema):
+        return None
+    try:
+        check_schema(schema)
+    except ValueError as error:
+        log.info("no output schema", extra={"server": spec.name, "tool": own, "error": str(error)})
+        return None
+    return schema
 
 
 def _fits(schema: Object) -> bool:

@@ -37,11 +37,14 @@ class Walk:
         self.problems = problems
         self._steps = 0
         self._depth = 0
+        self.cut = False
+        """It did not go to the end: what it found is not the whole truth."""
 
     def step(self) -> bool:
         """Whether another schema may be applied; `back` undoes its depth."""
         self._steps += 1
         if self._steps > STEPS_MAX or self._depth >= DEPTH_MAX:
+            self.cut = True
             return False
         self._depth += 1
         return True

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agent_runtime.limits import TASK_MAX_S
-from agent_runtime.tools.schema import check_schema, problems
+from agent_runtime.tools.schema import check_schema, mismatches, problems
 from wire.errors import AlreadyExists, Denied, Invalid, NotFound
+
+logger = logging.getLogger(__name__)
 
 NAME_RE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CALL_TOOL: Final = "/hyperfactory.v1.AgentService/CallTool"
@@ -19,6 +22,7 @@ WRITERS: Final = frozenset({"admin", "coder"})
 ADMIN: Final = "admin"
 # The built-in tools and those of the profile's own code.
 OWN: Final = "own"
+PROBLEMS_SHOWN: Final = 8
 
 Report = Callable[[float, str, Mapping[str, Any]], Awaitable[None]]
 Log = Callable[[str, Any], None]
@@ -77,6 +81,7 @@ class Tool:
     read_only: bool = False
     title: str = ""
     output_schema: Mapping[str, Any] | None = None
+    """What its structured results must be like, its servers' too: callers rely on it."""
     destructive: bool | None = None
     idempotent: bool | None = None
     open_world: bool | None = None
@@ -90,6 +95,8 @@ class Tool:
             raise ValueError(f"cannot offer a tool named '{self.name}'")
         if not self.foreign:
             check_schema(self.input_schema)
+        if self.output_schema is not None:
+            check_schema(self.output_schema)
 
 
 def may_write(scopes: Iterable[str]) -> bool:
@@ -170,12 +177,32 @@ class Registry:
     ) -> Outcome:
         """Check the arguments and run the tool; what the caller can mend comes back as an error outcome."""
         if not tool.foreign and (wrong := list(problems(tool.input_schema, arguments))):
-            return Outcome("; ".join(wrong[:8]), {"problems": wrong[:8]}, is_error=True)
+            return _wrong("; ".join(wrong[:PROBLEMS_SHOWN]), wrong)
         timeout_s = min(timeout_s, TASK_MAX_S)
         try:
             async with asyncio.timeout(timeout_s):
-                return await tool.handler(Call(arguments, timeout_s, report, log, answered or Round()))
+                outcome = await tool.handler(Call(arguments, timeout_s, report, log, answered or Round()))
         except TimeoutError:
             return Outcome(f"tool '{tool.name}' did not end within {timeout_s:g} s", is_error=True)
         except Invalid as error:
             return Outcome(error.message, is_error=True)
+        return _as_promised(tool, outcome)
+
+
+def _as_promised(tool: Tool, outcome: Outcome) -> Outcome:
+    """The outcome, or an error in its place where the result is not what the tool's schema promises.
+
+    Errors and questions to the caller promise nothing.
+    """
+    if tool.output_schema is None or outcome.is_error or outcome.asks or outcome.state:
+        return outcome
+    wrong = mismatches(tool.output_schema, outcome.structured)
+    if not wrong:
+        return outcome
+    said = "; ".join(wrong[:PROBLEMS_SHOWN])
+    logger.warning("a tool broke its output schema", extra={"tool": tool.name, "problems": said})
+    return _wrong(f"tool '{tool.name}' ran, but its result breaks its own output schema: {said}", wrong)
+
+
+def _wrong(text: str, problems_found: Sequence[str]) -> Outcome:
+    return Outcome(text, {"problems": problems_found[:PROBLEMS_SHOWN]}, is_error=True)

@@ -107,6 +107,13 @@ def problems(schema: Schema, value: Any, path: str = "arguments") -> Iterator[st
     return _problems(schema, value, path, Walk(schema, _problems))
 
 
+def mismatches(schema: Schema, result: Any) -> list[str]:
+    """What is wrong with a result; nothing where it is too much to check, for that is no fault of the tool."""
+    walk = Walk(schema, _problems)
+    found = list(_problems(schema, result, "result", walk))
+    return [] if walk.cut else found
+
+
 def _problems(schema: Schema | bool, value: Any, path: str, walk: Walk) -> Iterator[str]:
     if isinstance(schema, bool):
         if not schema:

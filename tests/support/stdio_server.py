@@ -16,6 +16,13 @@ TOOLS: dict[str, dict[str, Any]] = {
         name: {} for name in ("slow", "grow", "child", "env", "die", "refuse", "wrong", "large", "structured")
     },
 }
+PROMISES = {
+    "honest": {"type": "object", "properties": {"cancelled": {"type": "integer"}}, "required": ["cancelled"]},
+    "liar": {"type": "object", "properties": {"cancelled": {"type": "string"}}},
+    "vague": {"type": "object", "unevaluatedProperties": False},
+}
+for way in WAYS & PROMISES.keys():
+    TOOLS["structured"] = {"outputSchema": PROMISES[way]}
 CANCELLED: list[Any] = []
 LISTENER: list[Any] = []
 LOCK = threading.Lock()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -145,11 +146,15 @@ async def _request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], B
 
 @asynccontextmanager
 async def upstream(
-    *turns: Turn, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    *turns: Turn,
+    tls: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+    bound: socket.socket | None = None,
 ) -> AsyncIterator[Upstream]:
-    """A server that plays these turns; checked at the end unless the test fails first."""
+    """A server that plays these turns, on `bound` if given; checked at the end unless the test fails first."""
     model = Upstream(turns)
-    server = await asyncio.start_server(model._serve, host, 0, ssl=tls)
+    place: dict[str, Any] = {"host": host, "port": 0} if bound is None else {"sock": bound}
+    server = await asyncio.start_server(model._serve, ssl=tls, **place)
     port = server.sockets[0].getsockname()[1]
     model.url = f"{'https' if tls else 'http'}://{'localhost' if tls else host}:{port}/v1"
     try:

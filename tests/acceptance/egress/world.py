@@ -1,13 +1,15 @@
 """A small internet in namespaces of our own: the product runs in it unchanged, and nothing of it leaves this host.
 
-`python world.py COMMAND…` makes it and runs the command in it. Needs root. In this world there are two hosts:
-the machine that runs the product, 93.184.216.1, and a server with a few names, 93.184.216.34. Names are those of
-a hosts file; there is no name server and no way anywhere else.
+`python world.py COMMAND…` makes it and runs the command in it. Needs root. In this world there are three:
+the machine that runs the product, 93.184.216.1, a server with a few names, 93.184.216.34, and one whose part a
+test plays (`elsewhere`), 93.184.216.35. Names are those of a hosts file; there is no name server and no way
+anywhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.server
 import os
 import shutil
@@ -17,12 +19,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-US, SERVER = "93.184.216.1", "93.184.216.34"
+US, SERVER, MODEL = "93.184.216.1", "93.184.216.34", "93.184.216.35"
 HOSTS = f"""
 127.0.0.1 localhost
 {SERVER} allowed.example www.allowed.example other.example
+{MODEL} model.example alias.example
 {US} this-host.example
 169.254.169.254 metadata.example
 127.0.0.1 loopback.example
@@ -32,6 +36,9 @@ HOSTS = f"""
 """
 PORTS = (80, 443, 8443)
 SERVE = "--serve"
+THERE = "EGRESS_WORLD_THERE"
+"""The variable that says where the other hosts' network is."""
+CLONE_NEWNET = 0x40000000
 
 
 def usable() -> bool:
@@ -77,7 +84,7 @@ def serve() -> None:
     sys.stdout.flush()
     sys.stdin.readline()
     for port in PORTS:
-        server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Answer)
+        server = http.server.ThreadingHTTPServer((SERVER, port), Answer)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdout.write("open\n")
     sys.stdout.flush()
@@ -104,16 +111,32 @@ def internet() -> Iterator[None]:
         run("ip", "addr", "add", f"{US}/24", "dev", "us")
         run("ip", "link", "set", "us", "up")
         there = ("nsenter", "--net", "--target", str(process.pid), "ip")
-        run(*there, "addr", "add", f"{SERVER}/24", "dev", "net")
+        for address in (SERVER, MODEL):
+            run(*there, "addr", "add", f"{address}/24", "dev", "net")
         run(*there, "link", "set", "net", "up")
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "open\n"
+        os.environ[THERE] = f"/proc/{process.pid}/ns/net"
         yield
     finally:
         process.stdin.close()
         process.stdout.close()
         process.wait(timeout=10)
+
+
+def elsewhere(address: str, port: int) -> socket.socket:
+    """A socket that listens at the other hosts' end of the cable, for a server in this process."""
+
+    def bound() -> socket.socket:
+        with Path(os.environ[THERE]).open() as there:
+            failed = ctypes.CDLL(None, use_errno=True).setns(there.fileno(), CLONE_NEWNET)
+        assert not failed, os.strerror(ctypes.get_errno())
+        return socket.create_server((address, port))
+
+    # A thread of its own, for it alone moves; the socket stays where it was made.
+    with ThreadPoolExecutor(1) as mover:
+        return mover.submit(bound).result()
 
 
 def hosts_file() -> None:

@@ -107,7 +107,7 @@ def connect(family: int, address: object, kind: int = socket.SOCK_STREAM) -> Att
 
     def run() -> str:
         with socket.socket(family, kind) as dialler:
-            dialler.settimeout(2)
+            dialler.settimeout(TARGETS.get("try_s", 2))
             try:
                 dialler.connect(address)
             except OSError as error:
@@ -127,6 +127,16 @@ def network() -> None:
     for name, address in {"metadata": "169.254.169.254", "internet": "192.0.2.1", "dns": "8.8.8.8"}.items():
         attempt("network", f"{name} {address}", connect(socket.AF_INET, (address, 53)))
         attempt("network", f"{name} udp", connect_udp(socket.AF_INET, address))
+    for name, address in TARGETS.get("others", {}).items():
+        attempt("network", f"{name} tcp", connect(socket.AF_INET, (address, TARGETS["tcp_port"])))
+        attempt("network", f"{name} udp", connect_udp(socket.AF_INET, address))
+    for name in TARGETS.get("mates", ()):
+        attempt(
+            "network",
+            "crew mate by its name",
+            lambda name=name: named(name, TARGETS["tcp_port"]),
+            allowed=True,
+        )
     for service, port in {"redis": 6379, "postgres": 5432, "docker": 2375, "ssh": 22}.items():
         attempt("network", f"localhost {service}", connect(socket.AF_INET, ("127.0.0.1", port)))
     attempt("network", "host abstract socket", connect(socket.AF_UNIX, "\0" + TARGETS["abstract"]))
@@ -147,10 +157,19 @@ def network() -> None:
     attempt("network", "add an address", add_address)
 
 
+def named(name: str, port: int) -> str:
+    """A mate, as an agent's code would reach it."""
+    with socket.create_connection((name, port), timeout=5) as mate:
+        return mate.recv(99).decode()
+
+
 def connect_udp(family: int, address: str) -> Attempt:
     def run() -> int:
         with socket.socket(family, socket.SOCK_DGRAM) as sender:
-            return sender.sendto(b"x", (address, TARGETS["tcp_port"]))
+            sent = sender.sendto(b"x", (address, TARGETS["tcp_port"]))
+        if TARGETS.get("others"):  # on a network of the crew's a datagram leaves; the test looks who got it
+            raise HarmlessError("sent into a network that is closed")
+        return sent
 
     # The sandbox's own loopback takes any datagram; the test looks whether it arrived on the host.
     if address.startswith("127.") or address == "::1":

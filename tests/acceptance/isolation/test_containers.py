@@ -1,7 +1,9 @@
-"""The adversary in a container of one crew, another crew beside it, on a plain and on a remapped engine."""
+"""The adversary in a container of one crew, another crew beside it: on a plain engine, on a remapped one, and with
+networks of the crews' own."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
 import tempfile
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tcp
 
+from factory_server.core.networks import NetworkSpec
 from factory_server.core.sandbox import SandboxSpec
 from factory_server.drivers.docker.driver import DockerDriver
 from tests.acceptance.isolation import table as isolation
@@ -32,9 +36,18 @@ __all__ = ["listeners"]  # a fixture
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(params=["plain_engine", "remapped_engine"])
+KINDS = {
+    "docker": "plain_engine",
+    "docker, userns-remap": "remapped_engine",
+    "docker, crew networks": "plain_engine",
+}
+TRY_S = 0.7
+"""So long nothing answers where nothing may; a mate answers within a millisecond."""
+
+
+@pytest.fixture(params=list(KINDS))
 async def crews(request: pytest.FixtureRequest) -> AsyncIterator[Crews]:
-    url = request.getfixturevalue(request.param)
+    url = request.getfixturevalue(KINDS[request.param])
     with tempfile.TemporaryDirectory(prefix="hfi") as name:
         driver = DockerDriver(
             Path(name),
@@ -51,8 +64,22 @@ async def crews(request: pytest.FixtureRequest) -> AsyncIterator[Crews]:
         await driver.wire("mate-g1", {"evil.sock": services["evil-g1"].removeprefix("unix://")})
         service, where = services["victim-g1"], driver._host.files.where
         crews = Crews(driver, await driver.probe(), Path(name), *made, victim_service=service, where=where)
+        if request.param == "docker, crew networks":
+            crews.addresses = await networks(driver)
         yield crews
         await driver.terminate()
+
+
+async def networks(driver: DockerDriver) -> dict[str, str]:
+    """One for red and one for blue; the address of each member, and of both gateways."""
+    found = {}
+    for network, members in {"red": ("evil-g1", "mate-g1"), "blue": ("victim-g1",)}.items():
+        made = await driver.networks.create(NetworkSpec(network, 28), deadline_s=DEADLINE_S)
+        found[f"gateway of {network}"] = str(next(ipaddress.ip_network(made.subnet).hosts()))
+        for member in members:
+            names = (member.removesuffix("-g1"),)
+            found[member] = await driver.networks.join(member, network, names, deadline_s=DEADLINE_S)
+    return found
 
 
 def wishes(crews: Crews, listeners: dict[str, Any], hidden: list[str]) -> dict[str, Any]:
@@ -62,6 +89,15 @@ def wishes(crews: Crews, listeners: dict[str, Any], hidden: list[str]) -> dict[s
     wish["guarded_pids"] = ()  # the runtime; its init is the engine's own and holds nothing
     wish["sockets"]["docker"] = "/var/run/docker.sock"
     wish["sockets"]["this engine"] = crews.driver._host.engine.socket  # type: ignore[attr-defined]
+    if crews.addresses:
+        wish["try_s"], wish["mates"] = TRY_S, ["mate"]
+        wish["others"] = {
+            name: crews.addresses[of]
+            for name, of in {
+                "victim": "victim-g1", "gateway of the own network": "gateway of red",
+                "gateway of the victim's network": "gateway of blue",
+            }.items()
+        }  # fmt: skip
     return wish
 
 
@@ -70,6 +106,10 @@ async def test_zero_unauthorized_successes(
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
+    if crews.addresses:
+        for member in (crews.mate, crews.victim):
+            listening = tcp.listener(listeners["port"])
+            assert (await ask(member.control, {"do": "run", "source": listening}))["code"] == 0
     program = adversary(wishes(crews, listeners, [str(secret), str(crews.state)]))
     answer = await ask(
         crews.evil.control, {"do": "run", "source": program, "deadline_s": 90.0}, deadline_s=95.0
@@ -79,8 +119,7 @@ async def test_zero_unauthorized_successes(
     print(json.dumps(table, indent=1))  # noqa: T201 - the report
     assert len(table) > 150
     assert [row for row in table if row["worked"] != row["allowed"]] == []
-    remapped = request.node.callspec.params["crews"] == "remapped_engine"
-    isolation.hold("docker, userns-remap" if remapped else "docker", table)
+    isolation.hold(request.node.callspec.params["crews"], table)
     assert arrived(listeners) == []
     for other in (crews.mate, crews.victim, crews.evil):
         assert "pid" in await ask(other.control, {"do": "ping"})

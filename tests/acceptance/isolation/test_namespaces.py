@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Crews:
     victim: Sandbox
     victim_service: str
     where: launcher.Places
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Of members and gateways, where crews have networks of their own."""
 
 
 @pytest.fixture
