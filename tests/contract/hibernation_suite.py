@@ -171,3 +171,38 @@ class HibernationSuite:
         for agent in await advance(store, warming, E.HEALTH_OK):
             assert await hibernate(store, agent) is not None
         assert (await store.get_crew(plan.id)).state is CrewState.READY
+
+    async def test_a_frozen_agent_is_ready_and_serves_nobody(self, store: Store) -> None:
+        agent = await ready_agent(store)
+        row = await store.freeze_agent(agent, ALICE, "Idle", "", None)
+        assert row is not None
+        assert row == await store.get_agent(agent.id)
+        assert (row.state, row.serves, row.updated_at) == (S.READY, False, agent.updated_at)
+        assert await store.freeze_agent(agent, ALICE, "Idle", "", None) is None
+        with pytest.raises(Refused):
+            await store.acquire(agent.id, None, ALICE, holder="h", lease_s=60)
+        asked = await store.wake_agent(agent.id, None, ALICE)
+        assert (asked.thaw_wanted, asked.generation) == (True, 1)
+        assert asked == await store.get_agent(agent.id)
+        thawed = await store.thaw_agent(agent.id, 1, ALICE, "Wanted")
+        assert thawed is not None
+        assert thawed == await store.get_agent(agent.id)
+        assert (thawed.serves, thawed.thaw_wanted, thawed.updated_at > row.updated_at) == (True, False, True)
+        assert await store.thaw_agent(agent.id, 1, ALICE, "Wanted") is None
+        said = [e.decode() for e in await store.read_events(agent.crew, 0, 100)]
+        assert [(e.condition.type, e.condition.status) for e in said if e.HasField("condition")] == [
+            ("Frozen", 1),
+            ("Frozen", 2),
+        ]
+
+    async def test_an_agent_that_worked_since_is_not_frozen(self, store: Store) -> None:
+        agent = await ready_agent(store)
+        await store.acquire(agent.id, None, ALICE, holder="h", lease_s=60)
+        await store.release(agent.id, 1, None, ALICE, holder="h")
+        assert await store.freeze_agent(agent, ALICE, "Idle", "", None) is None
+
+    async def test_whatever_moves_an_agent_thaws_its_row(self, store: Store) -> None:
+        agent = await ready_agent(store)
+        await store.freeze_agent(agent, ALICE, "Idle", "", None)
+        (lost,) = await advance(store, [agent], E.HEALTH_FAILED)
+        assert (lost.state, lost.frozen_at) == (S.UNHEALTHY, None)
