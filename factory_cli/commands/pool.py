@@ -12,7 +12,7 @@ from factory_cli.session import with_client
 def pool(
     context: typer.Context,
     target: Annotated[
-        int | None, typer.Option(min=0, max=500, help="Set how many warm instances shall wait.")
+        int | None, typer.Option(min=0, max=200, help="Set how many warm instances shall wait.")
     ] = None,
     base: Annotated[str, typer.Option(help="The base whose pool to set.")] = "",
 ) -> None:

@@ -23,6 +23,14 @@ class HasImages(Protocol):
         """`sha256:…` of the base's image as it is now; '' where it is missing. Unavailable."""
 
 
+@runtime_checkable
+class HasBases(Protocol):
+    """A driver that makes sandboxes from trees of files."""
+
+    async def has_base(self, base: str) -> bool:
+        """Whether the base is there."""
+
+
 class Images:
     """What was seen of the bases' images."""
 
@@ -43,6 +51,16 @@ class Images:
         except FactoryError as error:
             log.info("cannot look at an image", extra={"base": base, "error": str(error)})
         return self.seen(base)
+
+    async def has_base(self, base: str) -> bool:
+        """Whether sandboxes can be made of it. Unavailable."""
+        match self._driver:
+            case HasImages():
+                return bool(await self._driver.image_digest(base))
+            case HasBases():
+                return await self._driver.has_base(base)
+            case _:
+                return True
 
     async def look_at(self, bases: Iterable[str]) -> None:
         """Look at these."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from factory_server.core import model
 from factory_server.core.causes import cause_of
-from factory_server.core.errors import FactoryError
+from factory_server.core.errors import FactoryError, FieldViolation, Invalid
 from factory_server.core.sandbox import SandboxSpec
 from factory_server.services.hub import POOL, REAPER
 from factory_server.services.lines import Lines
@@ -19,6 +19,8 @@ from hyperfactory.v1 import factory_service_pb2
 log = logging.getLogger("factory.pool")
 
 CREATE_DEADLINE_S = 30.0
+PLAIN = "python"
+"""The base that is always there: where its image is missing, the pool says so."""
 YIELD_S = 0.02
 YIELD_MAX_S = 2.0
 """Refilling waits at most so long for claims in flight, so that steady load cannot starve it."""
@@ -111,9 +113,23 @@ async def get_pools(parts: Parts) -> Sequence[model.PoolRow]:
 async def update_pool(
     parts: Parts, request: factory_service_pb2.UpdatePoolRequest, actor: str
 ) -> model.PoolRow:
-    """Set a pool's size; filling follows."""
+    """Set a pool's size; filling follows. Invalid for a base that is not there."""
     key = key_of(actor, "UpdatePool", request.request_id, request)
-    row = await parts.store.set_pool(request.base or "python", request.target, key, actor)
+    base = request.base or PLAIN
+    await _check_base(parts, base, request.target)
+    row = await parts.store.set_pool(base, request.target, key, actor)
     parts.hub.ring(POOL)
     parts.hub.ring(REAPER)
     return row
+
+
+async def _check_base(parts: Parts, base: str, target: int) -> None:
+    """The runtime's own base needs no looking; a pool of another that is gone can still be emptied."""
+    if base == PLAIN or await parts.images.has_base(base):
+        return
+    if target == 0 and base in {pool.base for pool in await parts.store.get_pools()}:
+        return
+    raise Invalid(
+        f"cannot keep a pool of '{base}': there is no such base",
+        violations=[FieldViolation("base", "is neither `python` nor a base that the driver has")],
+    )

@@ -112,6 +112,15 @@ async def test_an_event_stream_resumes_after_its_last_event(web, crew_id):
     refused(other, 400, "CURSOR_INVALID")
 
 
+@pytest.mark.parametrize("base", ["\u00f2", "nowhere", "../bases", "PYTHON"])
+async def test_a_pool_of_a_base_that_is_not_there_is_refused_by_field(web, base):
+    for target in (0, 1):
+        status = refused(await web.patch("/pool", json={"base": base, "target": target}), 400)
+        (bad,) = [d for d in status["details"] if d["@type"].endswith("BadRequest")]
+        assert [wrong["field"] for wrong in bad["fieldViolations"]] == ["base"]
+    assert [pool["base"] for pool in (await web.get("/pool")).json()["pools"]] == ["python"]
+
+
 async def test_the_description_is_there_and_so_are_the_keys(running, web):
     described = (await web.get("/openapi.json")).json()
     assert described["openapi"].startswith("3.1")
@@ -125,6 +134,11 @@ async def test_the_description_is_there_and_so_are_the_keys(running, web):
         ("/crews/{crew}/tasks", "post"),
         ("/agents", "get"),
         ("/agents/{agent}", "get"),
+        ("/agents/{agent}/mcp", "post"),
+        ("/crews/{crew}/mcp", "delete"),
+        ("/v1/chat/completions", "post"),
+        ("/v1/models", "get"),
+        ("/agents/{agent}/.well-known/agent-card.json", "get"),
     }
     assert wanted <= {(path, verb) for path, item in described["paths"].items() for verb in item}
     async with http(running, token="") as without:

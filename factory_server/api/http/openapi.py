@@ -1,4 +1,4 @@
-"""`/openapi.json`: the REST face as OpenAPI 3.1, from the same descriptors that serve it."""
+"""`/openapi.json`: the HTTP face as OpenAPI 3.1, from the same descriptors that serve it, and the rest beside."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from google.rpc import status_pb2
 
+from factory_server.api.http import openapi_more
 from factory_server.api.http.answers import EVENTS, LINES
 from factory_server.api.http.app import KEY_HEADER, REQUEST_ID
 from factory_server.api.http.bindings import WHOLE, Binding
@@ -44,10 +45,11 @@ def document(served: Iterable[Binding]) -> bytes:
         },
         "servers": [{"url": "/"}],
         "security": [{"certificate": [], "token": []}],
-        "tags": [{"name": name, "description": text} for name, text in services.items()],
-        "paths": paths,
+        "tags": [{"name": name, "description": text} for name, text in services.items()]
+        + list(openapi_more.TAGS),
+        "paths": paths | openapi_more.paths(),
         "components": {
-            "schemas": dict(sorted(schemas.components.items())),
+            "schemas": dict(sorted((schemas.components | openapi_more.components()).items())),
             "securitySchemes": {
                 "certificate": {"type": "mutualTLS"},
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},

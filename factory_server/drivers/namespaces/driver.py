@@ -155,9 +155,9 @@ class NamespacesDriver:
     async def create(self, spec: SandboxSpec, *, deadline_s: float) -> Sandbox:
         """Fork the instance, or find it; its control socket answers."""
         wish = _wish(spec)
+        if not await self.has_base(spec.base):
+            raise bases.missing(spec.instance, spec.base, self._bases)
         if spec.base != bases.PLAIN:
-            if await self._in_thread(bases.find, self._bases, spec.base) is None:
-                raise bases.missing(spec.instance, spec.base, self._bases)
             wish["base"] = spec.base
         try:
             answer = await self._create(wish, deadline_s)
@@ -167,6 +167,10 @@ class NamespacesDriver:
             raise Unavailable(f"cannot create '{spec.instance}': {error}") from error
         self._known[spec.instance] = answer
         return self._sandbox(answer)
+
+    async def has_base(self, base: str) -> bool:
+        """Whether sandboxes can be made of it."""
+        return base == bases.PLAIN or await self._in_thread(bases.find, self._bases, base) is not None
 
     async def _create(self, wish: Message, deadline_s: float) -> Message:
         try:

@@ -978,9 +978,9 @@ class UpdatePoolRequest(_message.Message):
     request_id: _builtins.str
     """UUID; the same id with the same request returns the same result for 24 h."""
     base: _builtins.str
-    """The base; empty: `python`."""
+    """The base; empty: `python`. Another one must be there: its tree, or its image."""
     target: _builtins.int
-    """How many shall wait, 0 to 500."""
+    """How many shall wait, 0 to 200."""
     def __init__(
         self,
         *,
