@@ -27,6 +27,9 @@ pytestmark = pytest.mark.timeout(180)
 
 WITHIN_S = 20.0
 CALL_S = 15.0
+HEARD_S = 1.0
+"""An agent's processes are stopped so long after it is said to be frozen."""
+STILL_S = 0.5
 SLEEPY = "sleepy"
 KEY = "answer"
 
@@ -131,8 +134,8 @@ async def wake(client: Client, agent: str) -> Any:
     return (await client.factory.WakeAgent(request, timeout=CALL_S, metadata=client.metadata)).agent
 
 
-async def hibernate(client: Client, agent: str) -> Any:
-    request = fp.HibernateAgentRequest(request_id=request_id(), agent=agent)
+async def hibernate(client: Client, agent: str, *, light: bool = False) -> Any:
+    request = fp.HibernateAgentRequest(request_id=request_id(), agent=agent, light=light)
     return (await client.factory.HibernateAgent(request, timeout=CALL_S, metadata=client.metadata)).agent
 
 
@@ -358,6 +361,56 @@ async def test_the_factory_may_die_in_the_middle(fragile, client, crew):
                 except grpc.aio.AioRpcError:
                     await asyncio.sleep(0.05)
         assert await remembered(fragile, crew.agents[0]) == "survives"
+
+
+async def frozen(client: Client, *agents: Any) -> None:
+    """The agents, frozen in place, with their processes stopped."""
+    for agent in agents:
+        told = await hibernate(client, agent.id, light=True)
+        assert told.HasField("frozen_time")
+        assert (told.state, told.generation) == (types_pb2.AGENT_STATE_READY, agent.generation)
+        assert told.endpoint.direct == ""
+    await asyncio.sleep(HEARD_S)
+    async with asyncio.timeout(WITHIN_S):
+        for agent in agents:
+            await stopped(agent.instance.host_pid)
+
+
+async def stopped(pid: int) -> None:
+    """Until it was not given a core for a while; one that runs, though idle, is given one by then."""
+    while (before := given_a_core(pid)) >= 0:
+        await asyncio.sleep(STILL_S)
+        if given_a_core(pid) == before:
+            return
+
+
+def given_a_core(pid: int) -> int:
+    """How often its threads were, or gave it up."""
+    files = [status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")]
+    lines = [line for text in files for line in text.splitlines() if "ctxt_switches" in line]
+    return sum(int(line.split()[1]) for line in lines)
+
+
+async def is_itself(client: Client, before: Any) -> None:
+    """Awake, and nothing about it is new."""
+    agents = (await client.get(before.crew)).agents
+    now = next(agent for agent in agents if agent.id == before.id)
+    assert not now.HasField("frozen_time")
+    assert (now.generation, now.instance.host_pid) == (before.generation, before.instance.host_pid)
+
+
+async def test_the_factory_may_die_while_an_agent_is_frozen(fragile, client, lasting):
+    owl = lasting.agents[0]
+    async with Direct(fragile, owl) as direct:
+        await direct.put(KEY, "survives")
+        await frozen(client, owl)
+        kill_factory(fragile)
+        await eventually(fragile, lasting.id, types_pb2.AGENT_STATE_READY)
+        async with connected(fragile) as again:
+            assert (await agent_of(again, lasting.id)).HasField("frozen_time")
+        assert await direct.get() == "survives"
+    async with connected(fragile) as again:
+        await is_itself(again, owl)
 
 
 def kill_factory(running: Running) -> None:
