@@ -372,16 +372,10 @@ async def frozen(client: Client, *agents: Any) -> None:
         assert told.endpoint.direct == ""
     await asyncio.sleep(HEARD_S)
     async with asyncio.timeout(WITHIN_S):
-        for agent in agents:
-            await stopped(agent.instance.host_pid)
-
-
-async def stopped(pid: int) -> None:
-    """Until it was not given a core for a while; one that runs, though idle, is given one by then."""
-    while (before := given_a_core(pid)) >= 0:
-        await asyncio.sleep(STILL_S)
-        if given_a_core(pid) == before:
-            return
+        before: list[int] = []
+        # One that runs, though idle, is given a core in this time.
+        while before != (before := [given_a_core(agent.instance.host_pid) for agent in agents]):
+            await asyncio.sleep(STILL_S)
 
 
 def given_a_core(pid: int) -> int:

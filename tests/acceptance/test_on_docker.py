@@ -17,7 +17,7 @@ import grpc
 import pytest
 from running import CALL_WITHIN_S, Client, Running, connected, request_id, running_stack, start_again
 from support import engines
-from test_hibernation import Direct, hibernate, wake
+from test_hibernation import Direct, hibernate, is_itself, wake
 from test_kills import pids_of
 
 from factory_cli import checks, leaks, local
@@ -214,6 +214,25 @@ async def test_idle_containers_go_and_come_back_with_their_memory(full, stack, e
         assert await direct.get("answer") == "kept"
     await full.disband(crew.id)
     await nothing_left(stack, engine)
+
+
+async def test_a_frozen_container_is_paused_and_any_use_goes_on_with_it(full, stack, engine):
+    crew = await full.assemble(name="cold", members=[{"name": "newt", "profile": "generic"}])
+    newt = crew.agents[0]
+    async with Direct(stack, newt) as direct:
+        await direct.put("answer", "kept")
+        assert (await hibernate(full, newt.id, light=True)).HasField("frozen_time")
+        await eventually(lambda: is_paused(stack, engine, newt.instance.id), "its container is paused")
+        assert await direct.get("answer") == "kept", "thawed by a call on the same channel"
+    await is_itself(full, newt)
+    await hibernate(full, newt.id, light=True)
+    await eventually(lambda: is_paused(stack, engine, newt.instance.id), "its container is paused")
+    await full.disband(crew.id)
+    await nothing_left(stack, engine)
+
+
+async def is_paused(stack: Running, engine: str, instance: str) -> bool:
+    return (await asyncio.to_thread(containers, stack, engine))[instance] == "paused"
 
 
 async def sleeps(client: Client, agent: str) -> bool:
