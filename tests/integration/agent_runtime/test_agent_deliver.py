@@ -147,6 +147,30 @@ async def test_an_older_roster_is_dropped(world: World) -> None:
     session.cancel()
 
 
+async def test_a_channel_is_dropped_once_each_time_that_its_mate_is_frozen(world: World) -> None:
+    """The next one leads to who wakes the mate, and must not be dropped while that goes on."""
+    instance, _ = await recorder(world)
+    session = await attach(instance)
+    peers = instance.runtime.agent().parts.context.peers
+
+    async def told(frozen_s: int, revision: str) -> None:
+        roster = world.enlist("mate")
+        for peer in roster.peers:
+            if peer.name == "mate" and frozen_s:
+                peer.frozen_time.FromSeconds(frozen_s)
+        await session.write(pb.DeliverRequest(roster=roster))
+        await session.write(signal(revision))
+        await receipts(session, 1)
+
+    await told(0, "b1")
+    for number, (frozen_s, dropped) in enumerate(((7, True), (7, False), (0, False), (8, True)), 2):
+        peers.get("mate")
+        before = peers._channels["mate"]
+        await told(frozen_s, f"b{number}")
+        assert (peers._channels.get("mate") is not before) == dropped, number
+    session.cancel()
+
+
 async def test_a_mate_of_an_older_generation_is_refused_from_the_roster_on(world: World) -> None:
     instance, _ = await recorder(world)
     stub = await world.dial("solo", world.agent_identity("mate", generation=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from factory_server.core.profiles import violations
 from hyperfactory.v1 import types_pb2
@@ -30,6 +31,11 @@ def test_a_profile_with_servers_and_secrets_passes() -> None:
     ("spec", "field", "reason"),
     [
         ({"base": "Office"}, "profile.spec.base", "NAME_INVALID"),
+        (
+            {"freeze_after": Duration(seconds=9), "idle_ttl": Duration(seconds=9)},
+            "profile.spec.freeze_after",
+            "CONTRADICTION",
+        ),
         ({"base": "../x"}, "profile.spec.base", "NAME_INVALID"),
         ({"mcp_servers": [server(), server()]}, "profile.spec.mcp_servers[1].name", "DUPLICATE"),
         ({"mcp_servers": [server(command="a\0")]}, "profile.spec.mcp_servers[0].command", "MALFORMED"),

@@ -9,7 +9,7 @@ import pytest
 
 from factory_server.core.lifecycle import AgentState, CrewState
 from factory_server.core.model import AgentRow, CrewRow, InstanceRow, InstanceState
-from factory_server.core.reconcile import Job, decide, idle_until, rests_at
+from factory_server.core.reconcile import HEARD_S, Job, decide, idle_until, rests_at
 from hyperfactory.v1 import crew_service_pb2, types_pb2
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -86,3 +86,38 @@ def test_a_woken_agent_gets_the_instance_it_waits_for() -> None:
     made = replace(wished, state=InstanceState.OWNED)
     assert decide(replace(woken, instance=made), crew(), NOW).job is Job.ASSUME
     assert decide(replace(woken, instance=None), crew(), NOW).job is Job.ASSUME
+
+
+CHILL = timedelta(seconds=20)
+
+
+def chilly(**changes: object) -> AgentRow:
+    """One that is frozen before its ttl is over."""
+    row = agent()
+    row.spec.freeze_after.FromTimedelta(CHILL)
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def test_it_is_frozen_first_and_stored_away_when_its_ttl_is_over() -> None:
+    assert decide(chilly(), crew(), NOW + CHILL - TICK).job is Job.ATTEND
+    assert rests_at(chilly(), NOW) == NOW + CHILL
+    assert decide(chilly(), crew(), NOW + CHILL).job is Job.FREEZE
+    cold = chilly(frozen_at=NOW + CHILL)
+    assert rests_at(cold, NOW + CHILL) == NOW + TTL
+    assert decide(cold, crew(), NOW + TTL - TICK).job is Job.HOLD
+    assert decide(cold, crew(), NOW + TTL).job is Job.HIBERNATE
+
+
+def test_its_processes_stop_when_everybody_has_heard_and_go_on_when_anybody_wants() -> None:
+    cold = chilly(frozen_at=NOW)
+    assert decide(cold, crew(), NOW).due == NOW + timedelta(seconds=HEARD_S)
+    wanted = replace(cold, thaw_wanted=True)
+    assert decide(wanted, crew(), NOW + TTL).job is Job.THAW
+    assert decide(replace(wanted, state=AgentState.DRAINING), crew(), NOW).job is Job.DRAIN
+    assert (cold.serves, cold.sleeps, chilly().serves, chilly().sleeps) == (False, True, True, False)
+
+
+@pytest.mark.parametrize("state", CrewState)
+def test_members_of_a_crew_that_comes_or_goes_are_not_frozen(state: CrewState) -> None:
+    freezes = decide(chilly(), crew(state), NOW + CHILL).job is Job.FREEZE
+    assert freezes == (state in (CrewState.READY, CrewState.DEGRADED))

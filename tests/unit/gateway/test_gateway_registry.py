@@ -164,3 +164,13 @@ def test_name_of_no_agent(group: bool, routed: bool, current: bool, kind: type) 
     where = destination(NAME, None, group=group, routed=routed, current=current)
     assert type(where) is kind
     assert not isinstance(where, Answer) or type(where.error) is NotFound
+
+
+def test_a_frozen_agent_is_waited_for_and_woken() -> None:
+    cold = agent(state=types_pb2.AGENT_STATE_READY)
+    cold.frozen_time.GetCurrentTime()
+    route = route_of(cold)
+    where = destination(NAME, route, group=False, routed=False, current=True)
+    assert not route.serving
+    assert isinstance(where, Park)
+    assert where.wake == route

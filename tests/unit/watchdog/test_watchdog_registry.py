@@ -72,3 +72,9 @@ def test_an_agent_without_an_address_is_not_probed() -> None:
     unborn = agent("a", AgentState.AGENT_STATE_WARMING)
     unborn.endpoint.direct = ""
     assert not is_probed(unborn)
+
+
+def test_a_frozen_agent_is_not_probed() -> None:
+    cold = agent("a", AgentState.AGENT_STATE_READY)
+    cold.frozen_time.GetCurrentTime()
+    assert not is_probed(cold)
