@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_runtime.bus import Bus
 from agent_runtime.calling import Caller
 from agent_runtime.capabilities import Capabilities
 from agent_runtime.chat import Conversation, Tools, converse
 from agent_runtime.identity import IdentityHolder
+from agent_runtime.ids import new_id
 from agent_runtime.limits import (
     CHAT_TOOL_ROUNDS_DEFAULT,
     CHATS_MAX,
@@ -58,8 +57,7 @@ from wire.errors import (
 Pieces = AsyncGenerator[ChatPiece, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What an agent is made of."""
 
     context: Context
@@ -169,7 +167,7 @@ class AssumedAgent:
         async def work(report: Report) -> Any:
             return await self._call(tool, arguments, timeout_s, report, log, answered)
 
-        async with aclosing(self.tool_calls.run(str(uuid.uuid4()), work)) as updates:
+        async with aclosing(self.tool_calls.run(new_id(), work)) as updates:
             async for update in updates:
                 yield update
 

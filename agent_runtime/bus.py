@@ -11,8 +11,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agent_runtime import entries
 from agent_runtime.entries import Change, Message, Versioned
@@ -39,8 +38,7 @@ from wire.errors import Exhausted, Refused, Stale, Unavailable
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """Where the bus is and who we are on it."""
 
     path: str

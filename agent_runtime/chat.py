@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agent_runtime.models import Model, Offer, Options, Prompt
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
@@ -23,8 +24,7 @@ class Conversation:
     options: Options = field(default_factory=Options)
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
+class Tools(NamedTuple):
     """The agent's tools for one conversation, and how often a model may call some before it must answer."""
 
     offers: Sequence[Offer]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent_runtime.limits import VALUE_MAX_BYTES
 from agent_runtime.resp import Reply
@@ -15,8 +14,7 @@ NAME_RE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 KEY_MAX_CHARS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One entry of a topic; `id` rises and serves as a cursor."""
 
     id: str
@@ -24,16 +22,14 @@ class Message:
     data: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Versioned:
+class Versioned(NamedTuple):
     """A value of the shared context and its version; version 0 means that there is none."""
 
     value: Any
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One write to the shared context, by whom (a SPIFFE path)."""
 
     key: str

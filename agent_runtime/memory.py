@@ -7,8 +7,7 @@ import hmac
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent_runtime.limits import (
     MEMORY_KEY_MAX_CHARS,
@@ -96,16 +95,14 @@ def _encode(value: Any) -> str:
         raise Invalid(f"cannot remember the value: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What hibernation keeps: the memory's snapshot and whatever the profile's code gave."""
 
     memory: bytes
     profile: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """A packed state and its checksum."""
 
     data: bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from agent_runtime.limits import CHAT_DELTA_MAX_CHARS
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
@@ -19,8 +19,7 @@ POLITE: Final[Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """A tool as a model sees it."""
 
     name: str
@@ -28,8 +27,7 @@ class Offer:
     input_schema: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """How a model shall answer; None is its own choice."""
 
     temperature: float | None = None
@@ -73,8 +71,7 @@ def from_config(config: Mapping[str, Any]) -> Model:
     return Scripted([_turn(turn, index) for index, turn in enumerate(turns)])
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """What the script expects of the last message, and what it replies."""
 
     expect: Mapping[str, Any]

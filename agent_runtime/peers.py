@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
 
+from agent_runtime.ids import new_id
 from agent_runtime.limits import (
     MESSAGE_MAX_BYTES,
     PEER_CALL_DEFAULT_S,
@@ -97,7 +97,7 @@ class Peer:
         on_progress: OnProgress | None = None,
     ) -> dict[str, Any]:
         """Give the mate a task and wait for its output."""
-        request = pb.AgentServiceRunTaskRequest(task=task or str(uuid.uuid4()), input=to_struct(task_input))
+        request = pb.AgentServiceRunTaskRequest(task=task or new_id(), input=to_struct(task_input))
         async with _native_errors():
             async for update in self.stub.RunTask(request, timeout=timeout_s, wait_for_ready=True):
                 if update.HasField("result"):

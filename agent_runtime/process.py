@@ -9,9 +9,8 @@ import os
 import resource
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent_runtime import software
 from agent_runtime.limits import (
@@ -31,8 +30,7 @@ MEMORY_DEFAULT_BYTES: Final = 256 * 1024 * 1024
 WRITTEN_MAX_BYTES: Final = 64 * FILE_MAX_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """How a program ended. `code` is negative for a signal; `truncated` tells that output was thrown away."""
 
     code: int

@@ -15,9 +15,8 @@ import re
 import zlib
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent_runtime.models import Model
 from wire.errors import Exhausted
@@ -33,8 +32,7 @@ _WORD_RE: Final = re.compile(r"\w+")
 Vector = array  # of floats, of length 1
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """Something recalled."""
 
     key: str

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_runtime.limits import PEERS_MAX
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import Exhausted, NotFound
 
 
-@dataclass(frozen=True, slots=True)
-class Mate:
+class Mate(NamedTuple):
     """One member of the crew."""
 
     agent: str

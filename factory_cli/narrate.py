@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from google.protobuf.json_format import MessageToDict
-
-from factory_cli.output import enum_name, whole
+from factory_cli.output import enum_name, free_json
 from hyperfactory.v1 import events_pb2
 
 NOTE_MAX_CHARS = 100
@@ -84,11 +82,7 @@ def _task(event: events_pb2.Event) -> str:
 
 def _context(event: events_pb2.Event) -> str:
     change = event.context
-    value = (
-        json.dumps(whole(MessageToDict(change.value)), ensure_ascii=False)
-        if change.HasField("value")
-        else "removed"
-    )
+    value = json.dumps(free_json(change.value), ensure_ascii=False) if change.HasField("value") else "removed"
     return f"context {change.key} v{change.version} = {_short(value)}"
 
 

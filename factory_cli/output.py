@@ -122,6 +122,19 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def free_json(value: Message) -> Any:
+    """Write a Struct or a Value, keys sorted: in the message they have no order, and each process has another."""
+    from google.protobuf.json_format import MessageToDict
+
+    return _sorted(whole(MessageToDict(value)))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
 def enum_name(message: Message, field: str) -> str:
     """Name an enum field's value without its type's prefix, as `READY`."""
     kind = message.DESCRIPTOR.fields_by_name[field].enum_type

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from factory_cli.client import CALL_WITHIN_S, Client
-from factory_cli.output import Output, whole
+from factory_cli.output import Output, free_json
 from factory_cli.requests import PAGE_SIZE, new_id, pages, value
 from hyperfactory.v1 import crew_service_pb2
 
@@ -59,4 +57,4 @@ def _entry(entry: crew_service_pb2.ContextEntry) -> dict[str, object]:
 
 
 def _value(entry: crew_service_pb2.ContextEntry) -> Any:
-    return whole(MessageToDict(entry.value))
+    return free_json(entry.value)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from google.protobuf.json_format import MessageToDict
-
 from factory_cli.client import Client
 from factory_cli.failures import CommandFailedError, UsageFailedError
-from factory_cli.output import Output, whole
+from factory_cli.output import Output, free_json
 from factory_cli.requests import duration, new_id, struct
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2
 
@@ -49,7 +47,7 @@ async def run(client: Client, out: Output, crew: str, target: Target, text: str,
     if result.status.code:
         raise CommandFailedError(f"the task failed: {result.status.message}")
     if not out.as_json:
-        out.document(whole(MessageToDict(result.output)))
+        out.document(free_json(result.output))
 
 
 async def follow(

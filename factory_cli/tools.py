@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from google.protobuf.json_format import MessageToDict
-
 from factory_cli.client import CALL_WITHIN_S, Client
 from factory_cli.failures import CommandFailedError
-from factory_cli.output import Output, whole
+from factory_cli.output import Output, free_json
 from factory_cli.requests import PAGE_SIZE, duration, pages, struct
 from hyperfactory.v1 import tool_service_pb2
 
@@ -72,7 +70,7 @@ async def call(client: Client, out: Output, crew: str, name: str, arguments: str
             raise CommandFailedError(f"the tool failed: {result.text}")
         out.text(result.text)
         if not out.as_json and result.HasField("structured"):
-            out.document(whole(MessageToDict(result.structured)))
+            out.document(free_json(result.structured))
         return
     raise CommandFailedError("the call's stream ended before its result")
 

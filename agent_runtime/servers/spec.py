@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from hyperfactory.v1 import types_pb2
 
 START_DEFAULT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSpec:
+class ServerSpec(NamedTuple):
     """One server. `hidden` are the values that no log line and no condition may show."""
 
     name: str

@@ -28,7 +28,7 @@ OPTIONS = (
 
 
 class GrpcLine:
-    """`core.ports.Line` over gRPC. One session at a time; tasks run beside it on the same channel."""
+    """`core.line.Line` over gRPC. One session at a time; tasks run beside it on the same channel."""
 
     def __init__(self, control: str) -> None:
         self._channel = open_control_channel(control, OPTIONS)

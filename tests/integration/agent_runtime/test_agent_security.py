@@ -125,15 +125,6 @@ async def test_operators_reach_any_agent_with_the_right_scope(world: World) -> N
     assert len((await stub.ListTools(pb.ListToolsRequest(), timeout=5)).tools) == 8
 
 
-async def test_planned_methods_say_so(world: World) -> None:
-    instance = await world.agent()
-    request = pb.MountSkillRequest(skill="x@sha256:0")
-    assert await refusal(instance.stub.MountSkill(request, timeout=5)) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "NOT_SERVED_YET",
-    )
-
-
 async def test_constraints_of_the_contract_are_checked(world: World) -> None:
     instance = await world.agent()
     request = pb.GetMemoryRequest(key="k" * 257)

@@ -89,6 +89,8 @@ async def test_draining_agent_finishes_its_streams_and_gets_no_new_ones(stage: S
         await ping()
         agent.state = types_pb2.AGENT_STATE_DRAINING
         stage.registry.put(agent)
+        other, _ = await stage.ready_agent("other")
+        await describe(stage.stub(other.name))  # the registry's news have passed the gateway by now
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await describe(stage.stub("coder-1"))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -26,6 +26,8 @@ DEFECTS = {
     "agent_of_crew",
     "agent_state_of_agent",
     "agent_state_pkey",
+    "agent_tools_of_agent",
+    "agent_tools_pkey",
     "agent_transition_pkey",
     "audit_pkey",
     "broadcast_finals_range",
@@ -38,6 +40,11 @@ DEFECTS = {
     "instance_owned_has_agent",
     "instance_state_known",
     "instance_warm_is_free",
+    "network_owned_has_crew",
+    "network_pkey",
+    "network_prefix_range",
+    "network_ready_is_free",
+    "network_state_known",
     "pool_count_pkey",
     "pool_pkey",
     "pool_target_range",
@@ -54,6 +61,11 @@ DEFECTS = {
     "task_of_agent",
     "task_phase_known",
     "task_pkey",
+    "vector_of_space",
+    "vector_pkey",
+    "vector_space_dimension_range",
+    "vector_space_of_crew",
+    "vector_space_pkey",
 }
 """Constraints that no caller can violate: a violation is a defect, logged and answered as INTERNAL."""
 RAISED_BY_TRIGGER = {"agent_transition_known", "agent_generation_rises"}
