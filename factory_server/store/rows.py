@@ -75,6 +75,7 @@ def instance_row(r: DictRow) -> InstanceRow:
         host_pid=r["host_pid"],
         container_id=r["container_id"],
         address=r["address"],
+        network=r["network"],
     )
 
 
