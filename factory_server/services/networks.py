@@ -74,26 +74,27 @@ class CrewNetwork:
         self._parts = parts
         self._lock = asyncio.Lock()
         self._network = ""
-        self._joined: dict[str, str] = {}
-        """Addresses by instance, of those whose rows may not tell them yet."""
         self._names: dict[str, str] = {}
         self._told: dict[str, dict[str, str]] = {}
 
     async def share_names(self, agents: Iterable[model.AgentRow]) -> None:
-        """Have every member that is on the network find these agents, and nobody else. What resists is tried
-        again with the next call."""
-        carriers = {a.instance.id: (a, a.instance.address) for a in agents if a.instance is not None}
-        placed = {
-            i: (a, addr) for i, (a, own) in carriers.items() if (addr := own or self._joined.get(i, ""))
+        """Tell every member, also one that joins only now, the names of those that came with a cell: whoever joins
+        brings its own. What resists is tried again with the next call."""
+        carriers = [(agent, agent.instance) for agent in agents if agent.instance is not None]
+        if not any(instance.address for _, instance in carriers):
+            return
+        names = {
+            name: instance.address
+            for agent, instance in carriers
+            if instance.network
+            for name in networks.names_of(agent.name, agent.crew)
         }
-        names = {n: addr for a, addr in placed.values() for n in networks.names_of(a.name, a.crew)}
         if names != self._names:
             self._names = names
-        self._joined = {i: address for i, address in self._joined.items() if i in carriers}
-        self._told = {i: told for i, told in self._told.items() if i in carriers}
-        for instance in placed:
-            if self._told.get(instance) is not self._names:
-                await self._tell(instance, self._names)
+        self._told = {i.id: self._told[i.id] for _, i in carriers if i.id in self._told}
+        for _, instance in carriers:
+            if self._told.get(instance.id) is not self._names:
+                await self._tell(instance.id, self._names)
 
     async def _tell(self, instance: str, names: dict[str, str]) -> None:
         try:
@@ -119,7 +120,6 @@ class CrewNetwork:
         except NotFound:
             self._network = ""  # look again: it may have been removed behind our back
             raise
-        self._joined[agent.instance.id] = address
         await self._parts.store.record_address(agent.instance.id, address)
         return with_fields(agent, instance=with_fields(agent.instance, address=address))
 

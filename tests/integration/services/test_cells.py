@@ -34,9 +34,15 @@ async def cells(plant: Plant, count: int = 1) -> None:
 
 def told(site: Site, crew: model.CrewRow) -> bool:
     """Whether all members, and they alone, are found by every member under both their names."""
-    alive = [a for a in crew.agents if a.state is not AgentState.STOPPED and a.instance]
-    wished = {n: a.instance.address for a in alive if a.instance for n in names_of(a.name, crew.id)}
-    return all(site.host.instances[a.instance.id].names == wished for a in alive if a.instance)
+    alive = [(a.name, a.instance) for a in crew.agents if a.state is not AgentState.STOPPED and a.instance]
+    wished = {full: i.address for name, i in alive for full in names_of(name, crew.id)}
+
+    def found(instance: str) -> bool:
+        names = site.host.instances[instance].names
+        (own,) = (network for network in site.host.networks.values() if instance in network.members)
+        return names.keys() <= wished.keys() and wished == {n: names.get(n) or own.resolve(n) for n in wished}
+
+    return all(found(instance.id) for _, instance in alive)
 
 
 async def healed(plant: Plant, crew: str, agent: str, generation: int) -> model.CrewRow:
@@ -204,3 +210,20 @@ async def test_an_engine_that_stumbles_delays_a_cell_and_no_more(site: Site) -> 
 
     await until(known, what="names come in the end")
     assert not any(stumbles.values())
+
+
+async def test_another_factory_takes_a_crew_of_a_cell_over(site: Site) -> None:
+    """A mate that died meanwhile came with the cell; its successor joins, and no member finds the dead one."""
+    plant = await site.plant(cells=(1, 2))
+    await cells(plant)
+    crew = await assembled(plant, agents=2, **BRIDGE)
+    await plant.crash()
+    dead = crew.agents[0].instance
+    assert dead is not None
+    site.host.kill(dead.id)
+    heir = await site.plant("f2")
+    row = await healed(heir, crew.id, crew.agents[0].id, 2)
+    successor = row.agents[0].instance
+    assert successor is not None
+    assert not successor.network
+    await until(lambda: told(site, row), what="names of the successor")
