@@ -221,7 +221,7 @@ async def test_another_factory_takes_a_crew_of_a_cell_over(site: Site) -> None:
     dead = crew.agents[0].instance
     assert dead is not None
     site.host.kill(dead.id)
-    heir = await site.plant("f2")
+    heir = await site.plant()
     row = await healed(heir, crew.id, crew.agents[0].id, 2)
     successor = row.agents[0].instance
     assert successor is not None
