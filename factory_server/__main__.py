@@ -262,6 +262,7 @@ async def open_parts(
                 secrets=SecretFiles(settings.home),
                 skills=open_shelf(settings),
                 doorsteps=doorsteps,
+                cells=(settings.crew_cells, settings.cell_members),
             )
             yield parts, store
         finally:

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory_server.core.networks import POOL_PREFIX, members_max
 from factory_server.drivers import CREW_NETWORKS, KINDS
 
 POOL_TARGET = 4
+CELL_MEMBERS = 3
+CELLS_MAX = 100
 BUS_URL_VARIABLE = "HYPERFACTORY_BUS_URL"
 """A command line is everybody's to read, an environment only its owner's."""
 
@@ -32,6 +35,8 @@ class Config:
     hold: bool = False
     http_listen: str = ""
     crew_networks: str = CREW_NETWORKS
+    crew_cells: int = 0
+    cell_members: int = CELL_MEMBERS
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -84,6 +89,22 @@ def build_parser() -> argparse.ArgumentParser:
         type=_subnet,
         default=CREW_NETWORKS,
         help=f"addresses for crews' own networks, where the driver has any (default {CREW_NETWORKS})",
+    )
+    parser.add_argument(
+        "--crew-cells",
+        type=int,
+        choices=range(CELLS_MAX + 1),
+        metavar="N",
+        default=0,
+        help="keep so many networks ready with warm members in them, for bridged crews (default 0)",
+    )
+    parser.add_argument(
+        "--cell-members",
+        type=int,
+        choices=range(1, members_max(POOL_PREFIX) + 1),
+        metavar="K",
+        default=CELL_MEMBERS,
+        help=f"warm members of each of them, 20 MiB each (default {CELL_MEMBERS})",
     )
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
     only = parser.add_mutually_exclusive_group()

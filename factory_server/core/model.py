@@ -40,6 +40,8 @@ class InstanceRow:
     container_id: str = ""
     address: str = ""
     """On its crew's network, once it is a member."""
+    network: str = ""
+    """That of the cell that it was made for; '' for any other."""
 
 
 @dataclass(frozen=True, slots=True)

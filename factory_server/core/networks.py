@@ -45,6 +45,8 @@ class NetworkRow:
     state: NetworkState
     crew: str = ""
     subnet: str = ""
+    members: int = 0
+    """So many warm instances wait in it: it is a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,10 @@ class Networks(Protocol):
         network is not closed now.
         """
 
+    async def tell(self, instance: str, names: Mapping[str, str]) -> None:
+        """Have exactly these names lead to these addresses in the instance, before any that `join` gave; no call
+        to an engine. NotFound for an unknown instance."""
+
     async def destroy(self, network: str) -> None:
         """Remove the network; members that live lose it. Harmless for an unknown one."""
 
@@ -122,9 +128,12 @@ class NetworkStore(Protocol):
     async def network_use(self) -> NetworkUse:
         """What is taken."""
 
-    async def plan_network(self, prefix: int, target: int, wish: NetworkWish) -> NetworkRow | None:
+    async def plan_network(
+        self, prefix: int, target: int, wish: NetworkWish, maker: str = ""
+    ) -> NetworkRow | None:
         """Intend one for the pool where fewer than `target` of this size are STARTING or READY and the limits
-        allow it, under one lock, so that several processes never overfill; None where it is full."""
+        allow it, under one lock, so that several processes never overfill; None where it is full. With members
+        it is a cell, which are counted by themselves; crews are given cells first."""
 
     async def network_started(self, network: str, subnet: str) -> NetworkRow | None:
         """It exists: STARTING → OWNED where it has a crew, or READY. None where it is not wished any more."""
@@ -136,7 +145,7 @@ class NetworkStore(Protocol):
         """All rows."""
 
     async def release_networks(self, networks: Sequence[str]) -> None:
-        """Mark networks DYING, from whatever state."""
+        """Mark networks DYING, from whatever state, with the instances that waited in them."""
 
     async def forget_network(self, network: str) -> None:
         """It is destroyed: delete its row."""

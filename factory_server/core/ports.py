@@ -232,6 +232,17 @@ class PoolStore(Protocol):
     async def pool_started(self, fact: model.SandboxFact) -> bool:
         """STARTING → WARM. False where it is not wished any more (destroy it)."""
 
+    async def plan_member(self, network: str, base: str) -> model.InstanceRow | None:
+        """Intend an instance for a cell that is STARTING; None where it is not wished any more. Only the crew
+        that gets the cell is given it."""
+
+    async def member_started(self, fact: model.SandboxFact, address: str) -> bool:
+        """A cell's member is on its network: STARTING → WARM. False where it is not wished any more."""
+
+    async def end_broken_cells(self, maker: str) -> bool:
+        """Cells that lack members become DYING, with those that this maker has begun: it makes none now. True
+        where instances became DYING."""
+
     async def pool_degraded(self, base: str, reason: str, message: str) -> None:
         """Set ('' clears) the pool's trouble."""
 

@@ -56,6 +56,7 @@ class FakeInstance:
     output_start: int = 0
     task: asyncio.Task[int] | None = None
     end: Exit | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def ready(self) -> None:
         """To be called by the agent once `ctl.sock` is bound."""

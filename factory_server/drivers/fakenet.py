@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from factory_server.core.errors import Exhausted, NotFound
 from factory_server.core.networks import Network, NetworkLimits, NetworkSpec
 
 POOL = ipaddress.IPv4Network("10.213.0.0/16")
 Weather = Callable[[str, str], Awaitable[None]]
+
+
+class Told(Protocol):
+    """An instance that is told names."""
+
+    names: Mapping[str, str]
 
 
 @dataclass(eq=False)
@@ -21,7 +28,7 @@ class FakeNetwork:
     members: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
 
     def resolve(self, name: str) -> str:
-        """The address behind a name, as members would learn it; '' for none."""
+        """The address behind a name that came with a `join`; '' for none."""
         return next((address for address, names in self.members.values() if name in names), "")
 
     def join(self, instance: str, network: str, names: frozenset[str]) -> str:
@@ -44,7 +51,7 @@ class FakeNetworks:
     """Implements `core.networks.Networks` on what a fake host keeps."""
 
     there: dict[str, FakeNetwork]
-    alive: Callable[[str], object]
+    alive: Callable[[str], Told]
     face_weather: Weather
     most: NetworkLimits = field(default_factory=lambda: NetworkLimits(500, POOL.num_addresses, 10_000))
 
@@ -78,6 +85,11 @@ class FakeNetworks:
         if found is None:
             raise NotFound(f"no network '{network}'", resource_type="network", resource_name=network)
         return found.join(instance, network, frozenset(names))
+
+    async def tell(self, instance: str, names: Mapping[str, str]) -> None:
+        """Note them."""
+        await self.face_weather("tell", instance)
+        self.alive(instance).names = dict(names)
 
     async def destroy(self, network: str) -> None:
         """Forget it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from factory_server.core.errors import Refused
@@ -35,6 +35,10 @@ class NoNetworks:
 
     async def join(self, instance: str, network: str, names: Sequence[str], *, deadline_s: float) -> str:
         """None can be joined."""
+        self._refuse()
+
+    async def tell(self, instance: str, names: Mapping[str, str]) -> None:
+        """Nobody has an address."""
         self._refuse()
 
     async def destroy(self, network: str) -> None:

@@ -49,9 +49,9 @@ class Keeper:
         self._mounts = mounts
         self._hibernation = hibernation.Hibernation(parts, sessions)
         self._freezing = Freezing(parts, sessions, self._hibernation)
-        self._wiring = Wiring(parts)
-        self._way_out = WayOut(parts, self._wiring)
         self._network = CrewNetwork(parts)
+        self._wiring = Wiring(parts, self._network.share_names)
+        self._way_out = WayOut(parts, self._wiring)
         self._batcher = StepBatcher(crew, parts, self.known.committed)
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace as with_fields
 
 from factory_server.core import model, networks
 from factory_server.core.errors import Exhausted, FactoryError, NotFound, Refused, Unavailable
 from factory_server.core.lifecycle import AgentState
 from factory_server.core.networks import NetworkRow, NetworkSpec, NetworkState, NetworkWish
-from factory_server.services.hub import NETWORKS
+from factory_server.services.cells import Cells
+from factory_server.services.hub import NETWORKS, REAPER
 from factory_server.services.parts import Parts
 from hyperfactory.v1 import crew_service_pb2
 
@@ -73,6 +74,38 @@ class CrewNetwork:
         self._parts = parts
         self._lock = asyncio.Lock()
         self._network = ""
+        self._names: dict[str, str] = {}
+        self._told: dict[str, dict[str, str]] = {}
+
+    async def share_names(self, agents: Iterable[model.AgentRow]) -> None:
+        """Tell every member, also one that joins only now, the names of those that came with a cell: whoever joins
+        brings its own. What resists is tried again with the next call."""
+        carriers = [(agent, agent.instance) for agent in agents if agent.instance is not None]
+        if not any(instance.address for _, instance in carriers):
+            return
+        names = {
+            name: instance.address
+            for agent, instance in carriers
+            if instance.network
+            for name in networks.names_of(agent.name, agent.crew)
+        }
+        if names != self._names:
+            self._names = names
+        self._told = {i.id: self._told[i.id] for _, i in carriers if i.id in self._told}
+        for _, instance in carriers:
+            if self._told.get(instance.id) is not self._names:
+                await self._tell(instance.id, self._names)
+
+    async def _tell(self, instance: str, names: dict[str, str]) -> None:
+        try:
+            await self._parts.driver.networks.tell(instance, names)
+        except NotFound:
+            return  # it is gone; its exit is on the way
+        except FactoryError as error:
+            self._parts.measures.trouble.labels("names").inc()
+            log.warning("cannot tell names", extra={"instance": instance, "error": str(error)})
+        else:
+            self._told[instance] = names
 
     async def join(self, agent: model.AgentRow, crew: model.CrewRow | None) -> model.AgentRow:
         """The agent, with its address where its crew has a network. Raises what the driver and the store raise."""
@@ -109,6 +142,7 @@ class CrewNetwork:
         if row is None:
             return
         await self._parts.store.release_networks([row.id])
+        self._parts.hub.ring(REAPER)  # for members of its cell that no agent took
         try:
             await _destroy(self._parts, row.id)
         except FactoryError as error:
@@ -122,6 +156,7 @@ class NetworkLane:
     def __init__(self, parts: Parts, crews_in_making: Callable[[], bool]) -> None:
         self._parts = parts
         self._crews_in_making = crews_in_making
+        self._cells = Cells(parts, self._yield_to_crews)
 
     async def tend(self) -> None:
         """One pass. What resists delays nothing else; its error is raised at the end."""
@@ -133,14 +168,15 @@ class NetworkLane:
                     await _destroy(self._parts, row.id)
                 except FactoryError as error:
                     failures.append(error)
-        alive = [row for row in rows if row.state is not NetworkState.DYING]
-        waiting = [row for row in alive if not row.crew and row.prefix == networks.POOL_PREFIX]
+        plain = [r for r in rows if r.state is not NetworkState.DYING and (r.crew or not r.members)]
+        waiting = [r for r in plain if not r.crew and r.prefix == networks.POOL_PREFIX]
         for row in waiting:
             if row.state is NetworkState.STARTING:  # whoever began may be gone; making it twice makes it once
                 await self._yield_to_crews()
                 await _make(self._parts, row, {})
-        if alive and len(waiting) < READY_TARGET:
+        if plain and len(waiting) < READY_TARGET:
             await self._fill()
+        await self._cells.tend()
         if failures:
             raise failures[0]
 

@@ -84,6 +84,8 @@ class Parts:
     egress: ports.Egress = field(default_factory=NoEgress)
     secrets: Secrets = field(default_factory=NoSecrets)
     skills: SkillVault = field(default_factory=NoSkills)
+    cells: tuple[int, int] = (0, 0)
+    """So many networks wait with so many members each."""
     doorsteps: str = ""
     """Directory of sockets at which mates wake members that hibernate; '' for none."""
     images: Images = field(init=False)

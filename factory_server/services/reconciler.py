@@ -75,6 +75,7 @@ class Reconciler:
         keeper.begin_with(crew)
         keeper.kick()
         self._parts.hub.ring(POOL)
+        self._parts.hub.ring(NETWORKS)
 
     def kick(self, crew: str) -> None:
         """Something about this crew changed."""

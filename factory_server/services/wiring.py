@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from factory_server.core.errors import FactoryError, NotFound
 from factory_server.core.lifecycle import SERVING, AgentState
@@ -23,8 +23,11 @@ WIRED = (AgentState.WARMING, *SERVING)
 class Wiring:
     """The wiring of one crew, brought to what the rows say. Level-triggered: say `rewire` after any change."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(
+        self, parts: Parts, share_names: Callable[[Iterable[AgentRow]], Awaitable[None]] | None = None
+    ) -> None:
         self._parts = parts
+        self._share_names = share_names
         self._published: dict[str, tuple[int, str]] = {}
         self._applied: dict[str, Mapping[str, str]] = {}
         self._lock = asyncio.Lock()
@@ -78,6 +81,8 @@ class Wiring:
         self._signature = frozenset()
 
     async def _apply(self, agents: list[AgentRow]) -> None:
+        if self._share_names is not None:
+            await self._share_names(a for a in agents if a.state in WIRED)
         await self._doorsteps.open(agents)
         doors = {(a.name, "", path) for a in agents if (path := self._doorsteps.path(a))}
         signature = doors | frozenset(

@@ -180,7 +180,7 @@ async def add_agents(crew: LockedCrew, plans: Sequence[AgentPlan], actor: str) -
         specs=[plan.spec.SerializeToString() for plan in plans],
     )
     wanted = {(plan.id, 1): moves.base_of(plan.spec) for plan in plans}
-    claimed = await claim(crew.transaction, wanted)
+    claimed = await claim(crew.transaction, crew.id, wanted)
     made = Plan()
     for plan in plans:
         agent = _requested(plan, crew.id, crew.now)

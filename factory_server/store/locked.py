@@ -77,7 +77,7 @@ class LockedCrew:
         for batch in moves.batches(steps):
             plan = moves.plan(self.agents.values(), batch, self.now, {})
             if plan.wanted:
-                claimed = await claim(self.transaction, plan.wanted)
+                claimed = await claim(self.transaction, self.id, plan.wanted)
                 plan = moves.plan(self.agents.values(), batch, self.now, claimed)
             await self.write(plan)
             rows += [None if agent is None else plan.agents[agent] for agent in plan.outcomes]
@@ -224,14 +224,16 @@ async def lock_agent(transaction: Transaction, agent: str) -> tuple[LockedCrew, 
     return locked, locked.agents[agent]
 
 
-async def claim(transaction: Transaction, wanted: Mapping[Fence, str]) -> dict[Fence, InstanceRow]:
+async def claim(transaction: Transaction, crew: str, wanted: Mapping[Fence, str]) -> dict[Fence, InstanceRow]:
     """Take warm instances for as many generations as there are, and count who got none."""
     by_base: dict[str, list[Fence]] = {}
     for fence, base in wanted.items():
         by_base.setdefault(base, []).append(fence)
     claimed: dict[Fence, InstanceRow] = {}
     for base, fences in sorted(by_base.items()):
-        rows = await transaction.rows("instances_claim", base=base, count=len(fences), **_fences(fences))
+        rows = await transaction.rows(
+            "instances_claim", crew=crew, base=base, count=len(fences), **_fences(fences)
+        )
         claimed.update({(row["agent"], row["generation"]): instance_row(row) for row in rows})
     served = Counter(wanted[fence] for fence in claimed)
     bases = sorted(by_base)

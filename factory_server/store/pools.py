@@ -57,7 +57,7 @@ class Pools(Part):
                 if filled > pool["target"]:  # an instance that was STARTING when the pool shrank
                     await transaction.send("pool_trim", base=base, target=pool["target"])
                 return []
-            fresh = [_warm_id(pool["now"]) for _ in range(count)]
+            fresh = [warm_id(pool["now"]) for _ in range(count)]
             rows = await transaction.rows("pool_intend", base=base, ids=fresh, maker=maker)
             return [instance_row(row) for row in rows]
 
@@ -96,7 +96,8 @@ class Pools(Part):
         await self._db.run(body)
 
 
-def _warm_id(now: datetime) -> str:
+def warm_id(now: datetime) -> str:
+    """A fresh name for an instance that is nobody's yet."""
     return ids.make_id(WARM_PREFIX, int(now.timestamp() * 1000), secrets.token_bytes(5))
 
 

@@ -60,6 +60,7 @@ def _carrier(r: DictRow) -> InstanceRow:
         host_pid=r["i_host_pid"],
         container_id=r["i_container_id"],
         address=r["i_address"],
+        network=r["i_network"],
     )
 
 
@@ -77,6 +78,7 @@ def instance_row(r: DictRow) -> InstanceRow:
         host_pid=r["host_pid"],
         container_id=r["container_id"],
         address=r["address"],
+        network=r["network"],
     )
 
 

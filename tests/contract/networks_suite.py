@@ -68,6 +68,25 @@ class NetworksSuite:
         assert await rig.resolve(bob, "alice") == first
         assert await rig.resolve(alice, "carol") == ""
 
+    async def test_names_that_are_told_lead_where_it_was_said(self, rig: NetworkRig) -> None:
+        """Members that joined without names have those that each is told, and no others any more."""
+        await self.open(rig)
+        alice, bob = await self.make(rig, "alice-g1"), await self.make(rig, "bob-g1")
+        await self.join(rig, "alice-g1")
+        second = await self.join(rig, "bob-g1")
+        assert await rig.resolve(alice, "bob") == ""
+        tell = rig.driver.networks.tell
+        await tell("alice-g1", {"bob": second, "bob.crew-c1.svc": second, "carol": "10.213.0.250"})
+        for name in ("bob", "bob.crew-c1.svc"):
+            assert await rig.resolve(alice, name) == second
+        assert await rig.resolve(alice, "localhost") == "127.0.0.1"
+        assert await rig.resolve(bob, "bob") == "", "each has its own"
+        await tell("alice-g1", {"bob": "10.213.0.251"})
+        assert await rig.resolve(alice, "bob") == "10.213.0.251"
+        assert await rig.resolve(alice, "carol") == ""
+        with pytest.raises(NotFound):
+            await tell("nobody-g1", {})
+
     async def test_a_name_leads_to_its_newest_holder(self, rig: NetworkRig) -> None:
         """A successor joins while its predecessor still runs, and after another one died."""
         await self.open(rig)

@@ -134,7 +134,14 @@ class Site:
             terminate=False,
         )
 
-    async def plant(self, owner: str = "f1", *, pool: int = 0, wrap: Wrap = lambda _, port: port) -> Plant:
+    async def plant(
+        self,
+        owner: str = "f1",
+        *,
+        pool: int = 0,
+        cells: tuple[int, int] = (0, 0),
+        wrap: Wrap = lambda _, port: port,
+    ) -> Plant:
         """Start a factory; it serves when this returns."""
         store = PostgresStore(self.database_url)
         await store.open()
@@ -150,6 +157,7 @@ class Site:
             owner,
             measures=Measures(CollectorRegistry()),
             skills=open_shelf(self.config()),
+            cells=cells,
         )
         plant = Plant(Factory(self.config(), parts, store, self.who), parts, store, driver, bus)
         await profiles.ensure_built_in(plant.parts)

@@ -6,22 +6,46 @@ import asyncio
 import fcntl
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from factory_server.core.errors import Unavailable
 from factory_server.drivers import packs
 from factory_server.drivers.namespaces import wiring
-from factory_server.drivers.namespaces.files import Files
+from factory_server.drivers.namespaces.files import HOSTS_SUFFIX, Files
 from factory_server.drivers.namespaces.records import stem
 
 CONTROL: Final = "ctl.sock"
+LOCALHOST: Final = "127.0.0.1       localhost\n"
+_ADDRESS_CHARS: Final = 15
 LISTEN_POLL_S: Final = 0.002  # between a socket's bind, which we are told, and its listen, which we are not
 
 
 def own_of(files: Files, instance: str) -> Path:
     """Where the instance makes its sockets."""
     return files.where.sockets / "own" / stem(instance)
+
+
+def hosts_of(files: Files, instance: str) -> Path:
+    """What the instance sees as its /etc/hosts."""
+    return files.where.sockets / "peers" / f"{stem(instance)}{HOSTS_SUFFIX}"
+
+
+def write_hosts(files: Files, instance: str, names: Mapping[str, str]) -> None:
+    """Have exactly these names lead to addresses. Blocking.
+
+    It is the file itself that is mounted, so it keeps its place and shrinks only after it is written: whoever
+    reads it now finds every name that stays, on a line as long as before.
+    """
+    lines = [LOCALHOST, *(f"{names[name]:<{_ADDRESS_CHARS}} {name}\n" for name in sorted(names))]
+    text = "".join(lines).encode()
+    descriptor = os.open(hosts_of(files, instance), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+    finally:
+        os.close(descriptor)
 
 
 def prepare(files: Files, instance: str, owner: int) -> tuple[Path, Path, Path]:
@@ -33,6 +57,9 @@ def prepare(files: Files, instance: str, owner: int) -> tuple[Path, Path, Path]:
         directory.chmod(mode)
     if os.geteuid() == 0:
         os.chown(own, owner, owner)
+    hosts = hosts_of(files, instance)
+    hosts.write_text(LOCALHOST)
+    hosts.chmod(0o644)
     return own, peers, packs.make_tree(files.where.state, stem(instance))
 
 

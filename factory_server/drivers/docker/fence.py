@@ -71,6 +71,10 @@ class Fence:
                     raise FenceError(f"{tool} does not keep rules: {rest[0]}")
         return written
 
+    def stands(self, bridges: Sequence[str]) -> bool:
+        """Whether the rules stand. FenceError where that cannot be told."""
+        return not any(self.repair(_saved(tool), bridges) for tool in _tools())
+
     def lift(self) -> None:
         """Leave no rule and no chain."""
         for tool in _tools():

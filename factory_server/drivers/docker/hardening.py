@@ -15,6 +15,7 @@ OWN: Final = "/run/hf/own"
 PEERS: Final = "/run/hf/peers"
 WORKSPACE: Final = "/workspace"
 SKILLS: Final = "/skills"
+HOSTS: Final = "/etc/hosts"
 SRC: Final = "/app/src"
 BASE: Final = bases.INSIDE
 
@@ -55,6 +56,7 @@ class Wish:
     packages: Mapping[str, str] = field(default_factory=dict)  # shown over the image's own, for tests
     runtime: str = ""
     skills: str = ""
+    hosts: str = ""
     base: str = ""
 
 
@@ -112,6 +114,7 @@ def _host(wish: Wish) -> dict[str, Any]:
             _bind(wish.own, OWN, read_only=False),
             _bind(wish.peers, PEERS, read_only=True),
             *([_bind(wish.skills, SKILLS, read_only=True)] if wish.skills else []),
+            *([_bind(wish.hosts, HOSTS, read_only=True)] if wish.hosts else []),
         ]
         + [_bind(source, f"{SRC}/{name}", read_only=True) for name, source in wish.packages.items()]
         + ([_bind(wish.base, BASE, read_only=True)] if wish.base else []),

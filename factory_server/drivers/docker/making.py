@@ -131,6 +131,7 @@ class Maker:
             own=str(own),
             peers=str(peers),
             skills=str(skills),
+            hosts=str(directories.hosts_of(host.files, spec.instance)),
             limits=spec.limits,
             labels=spec.labels,
             command=command,

@@ -15,14 +15,14 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from factory_server.core.errors import FactoryError, Invalid, NotFound, Refused, Unavailable
 from factory_server.core.networks import CREW_NETWORKS, POOL_PREFIX, Network, NetworkLimits, NetworkSpec
 from factory_server.core.sandbox import Enforcement, Property
 from factory_server.drivers import CREW_NETWORKS as ADDRESS_POOL
-from factory_server.drivers.docker import bridges
+from factory_server.drivers.docker import bridges, directories
 from factory_server.drivers.docker.bridges import Bridge
 from factory_server.drivers.docker.engine import Client, Lane
 from factory_server.drivers.docker.fence import Fence, FenceError
@@ -59,6 +59,7 @@ class DockerNetworks:
         self._fence = Fence(bridges.bridges_of(host.factory))
         self._known: dict[str, frozenset[str]] = {}
         self._bridges: dict[str, Bridge] = {}
+        self._there: list[str] = []
         self._slow = asyncio.Lock()
         self._joining = asyncio.Lock()
         self._lock = -1
@@ -79,7 +80,7 @@ class DockerNetworks:
     async def limits(self) -> NetworkLimits:
         """What there is room for."""
         try:
-            await self._call(lambda c: self._check(c, coming=True), "close crews' networks")
+            await self._call(self._look, "close crews' networks")
         except Unavailable as error:
             raise Refused(
                 f"cannot give a crew a network: {error}", metadata={"property": CREW_NETWORKS}
@@ -110,6 +111,16 @@ class DockerNetworks:
                 f"join '{instance}' to '{network}'",
                 deadline_s,
             )
+
+    async def tell(self, instance: str, names: Mapping[str, str]) -> None:
+        """Write its /etc/hosts, which is read anew at each look for a name."""
+        await self._find(instance)
+        try:
+            await self._host.in_thread(directories.write_hosts, self._host.files, instance, names)
+        except FileNotFoundError:
+            return  # made by an earlier version: it has the engine's names alone
+        except OSError as error:
+            raise Unavailable(f"cannot tell '{instance}' names: {error}") from error
 
     async def destroy(self, network: str) -> None:
         """Remove it; with the last one the rules go, too."""
@@ -170,9 +181,15 @@ class DockerNetworks:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def _look(self, client: Client) -> None:
+        """Whoever asks may be given a network whose members are there already: as long as the rules stand for
+        the bridges that we know, the engine is not asked."""
+        if not self._there or not self._fence.stands(self._there):
+            self._check(client, coming=True)
+
     def _check(self, client: Client, *, coming: bool = False) -> None:
         """Have the rules stand for the bridges that are there, and where one is `coming` even without any."""
-        there = [bridge.bridge for bridge in bridges.listed(client, self._host.factory)]
+        there = self._there = [bridge.bridge for bridge in bridges.listed(client, self._host.factory)]
         known, self._in_use = self._in_use, bool(there) or coming
         if not self._in_use and known:
             self._fence.lift()
@@ -213,7 +230,7 @@ class DockerNetworks:
             left.remove(bridge)
         if not left:
             self._known.clear()
-            self._in_use = False
+            self._in_use, self._there = False, []
             self._fence.lift()
 
 

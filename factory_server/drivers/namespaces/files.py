@@ -17,8 +17,9 @@ from factory_server.drivers.namespaces import wiring
 from factory_server.drivers.namespaces.launcher import Places
 from factory_server.drivers.namespaces.records import stem
 
+HOSTS_SUFFIX = ".hosts"
 _TREES = ("own", "peers")
-_LINKS = (("ctl", SOCKET_SUFFIX), ("svc", SOCKET_SUFFIX), ("svc", HTTP_SUFFIX))
+_LINKS = (("ctl", SOCKET_SUFFIX), ("svc", SOCKET_SUFFIX), ("svc", HTTP_SUFFIX), ("peers", HOSTS_SUFFIX))
 _LINK_DIRS = ("ctl", "svc")
 
 
@@ -86,7 +87,8 @@ class Files:
         """Remove of `present` (or of all that lies there) what belongs to none of the `known` instances."""
         stems = {stem(instance) for instance in known}
         for path in self.present() if present is None else present:
-            if path.name.removesuffix(SOCKET_SUFFIX).removesuffix(HTTP_SUFFIX) not in stems:
+            name = path.name.removesuffix(SOCKET_SUFFIX).removesuffix(HTTP_SUFFIX)
+            if name.removesuffix(HOSTS_SUFFIX) not in stems:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 

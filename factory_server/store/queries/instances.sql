@@ -1,9 +1,16 @@
 -- Instances and the warm pool.
 
 -- name: instances_claim
-WITH picked AS MATERIALIZED (
-  SELECT id FROM instance WHERE base = %(base)s AND state = 'WARM' AND agent IS NULL
-   ORDER BY created_at, id LIMIT %(count)s FOR UPDATE SKIP LOCKED),
+-- First those that wait on the crew's own network, then those of the pool, which are on none.
+WITH wired AS MATERIALIZED (
+  SELECT i.id FROM network n
+    JOIN instance i ON i.network = n.id AND i.network <> '' AND i.agent IS NULL
+   WHERE n.crew = %(crew)s AND n.state <> 'DYING' AND i.base = %(base)s AND i.state = 'WARM'
+   ORDER BY i.created_at, i.id LIMIT %(count)s FOR UPDATE OF i SKIP LOCKED),
+plain AS MATERIALIZED (
+  SELECT id FROM instance WHERE base = %(base)s AND state = 'WARM' AND agent IS NULL AND network = ''
+   ORDER BY created_at, id LIMIT %(count)s - (SELECT count(*) FROM wired) FOR UPDATE SKIP LOCKED),
+picked AS MATERIALIZED (SELECT id FROM wired UNION ALL SELECT id FROM plain),
 numbered AS MATERIALIZED (SELECT id, row_number() OVER (ORDER BY id) AS place FROM picked),
 wanted AS MATERIALIZED (
   SELECT * FROM unnest(%(agents)s::text[], %(generations)s::bigint[]) WITH ORDINALITY
@@ -64,9 +71,11 @@ ON CONFLICT ON CONSTRAINT pool_count_pkey DO UPDATE
 
 -- name: pools_get
 SELECT p.*,
-       (SELECT count(*) FROM instance i WHERE i.base = p.base AND i.state = 'WARM' AND i.agent IS NULL)
+       (SELECT count(*) FROM instance i WHERE i.base = p.base AND i.state = 'WARM' AND i.agent IS NULL
+           AND i.network = '')
          AS ready,
-       (SELECT count(*) FROM instance i WHERE i.base = p.base AND i.state = 'STARTING' AND i.agent IS NULL)
+       (SELECT count(*) FROM instance i WHERE i.base = p.base AND i.state = 'STARTING' AND i.agent IS NULL
+           AND i.network = '')
          AS starting,
        coalesce((SELECT sum(claimed) FROM pool_count c WHERE c.base = p.base), 0)::bigint AS claimed,
        coalesce((SELECT sum(missed) FROM pool_count c WHERE c.base = p.base), 0)::bigint AS missed
@@ -78,10 +87,11 @@ ON CONFLICT ON CONSTRAINT pool_pkey DO UPDATE SET target = excluded.target;
 
 -- name: pool_trim
 WITH surplus AS MATERIALIZED (
-  SELECT id FROM instance WHERE base = %(base)s AND state = 'WARM' AND agent IS NULL
+  SELECT id FROM instance WHERE base = %(base)s AND state = 'WARM' AND agent IS NULL AND network = ''
    ORDER BY created_at DESC, id
    LIMIT greatest(0, (
-     SELECT count(*) FROM instance WHERE base = %(base)s AND state IN ('WARM', 'STARTING') AND agent IS NULL
+     SELECT count(*) FROM instance
+      WHERE base = %(base)s AND state IN ('WARM', 'STARTING') AND agent IS NULL AND network = ''
    ) - %(target)s)
    FOR UPDATE SKIP LOCKED)
 UPDATE instance i SET state = 'DYING' FROM surplus s WHERE i.id = s.id;
@@ -96,7 +106,7 @@ UPDATE instance SET state = 'DYING'
 
 -- name: pool_filled
 SELECT count(*) AS filled FROM instance
- WHERE base = %(base)s AND state IN ('WARM', 'STARTING') AND agent IS NULL;
+ WHERE base = %(base)s AND state IN ('WARM', 'STARTING') AND agent IS NULL AND network = '';
 
 -- name: pool_intend
 INSERT INTO instance (id, base, state, maker)

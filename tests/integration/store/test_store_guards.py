@@ -177,7 +177,7 @@ async def test_a_claim_takes_as_many_as_it_asks_under_any_plan(store: PostgresSt
         await transaction.connection.execute(b"SET LOCAL enable_seqscan = on")
         await transaction.send("crews_lease", owner="x", lease_s=1.0, limit=1)
         rows = await transaction.rows(
-            "instances_claim", base="python", count=1, agents=[agent.id], generations=[1]
+            "instances_claim", crew="", base="python", count=1, agents=[agent.id], generations=[1]
         )
         return len(rows)
 
