@@ -65,6 +65,7 @@ async def test_frozen_it_uses_no_cpu_is_not_condemned_and_any_use_wakes_it(
         before = [given_a_core(newt.instance.host_pid) for newt in newts]
         await asyncio.sleep(8 * WATCHED_S)
         assert [given_a_core(newt.instance.host_pid) for newt in newts] == before
+        await direct.cut()
         assert await direct.get() == "kept"
     assert (await run_task(client, crew, worked.name, {"n": 1})).status.code == 0
     acquire = fp.AcquireAgentRequest(request_id=request_id(), agent=locked.id)

@@ -87,6 +87,12 @@ class Direct:
     async def __aexit__(self, *_: object) -> None:
         await self.channel.close()
 
+    async def cut(self) -> None:
+        """Return once the client has heard that its connection is gone: a call on it before would be lost."""
+        async with asyncio.timeout(WITHIN_S):
+            while (state := self.channel.get_state()) is grpc.ChannelConnectivity.READY:
+                await self.channel.wait_for_state_change(state)
+
     async def put(self, key: str, text: str) -> None:
         request = ap.PutMemoryRequest(key=key, value=Value(string_value=text))
         await self.stub.PutMemory(request, timeout=CALL_S, metadata=self._metadata)
@@ -165,6 +171,7 @@ async def test_a_channel_that_was_open_before_finds_it_again(fragile, client, cr
     async with Direct(fragile, crew.agents[0]) as direct:
         await direct.put(KEY, "same channel")
         await until(client, crew.id, types_pb2.AGENT_STATE_HIBERNATING)
+        await direct.cut()
         assert await direct.get() == "same channel"
 
 
