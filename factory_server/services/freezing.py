@@ -132,7 +132,7 @@ class Freezing:
             raise Refused(f"cannot freeze agent '{agent.name}': it has no instance")
         if why := self._parts.driver.cannot_freeze:
             raise Refused(f"cannot freeze agent '{agent.name}': {why}", metadata={"state": agent.state})
-        async with self._sessions.suspending(agent.id), self._hibernation.line(agent) as line:
+        async with self._sessions.suspending(agent.id), self._sessions.lend(agent) as line:
             await line.suspend(idle_for_s=idle_for_s, deadline_s=SUSPEND_S)
             row: model.AgentRow | None = None
             try:

@@ -112,7 +112,11 @@ class Hibernation:
             reason=reason,
             message=message,
         )
-        async with self._sessions.suspending(agent.id), self._running(agent), self.line(agent) as line:
+        async with (
+            self._sessions.suspending(agent.id),
+            self._running(agent),
+            self._sessions.lend(agent) as line,
+        ):
             began = time.monotonic()
             state = await line.suspend(idle_for_s=idle_for_s, deadline_s=SUSPEND_S)
             row: model.AgentRow | None = None
@@ -161,16 +165,3 @@ class Hibernation:
             now = await self._parts.store.get_agent(agent.id)
             if now.frozen_at is not None:
                 await self._parts.store.wake_agent(agent.id, None, ACTOR)
-
-    @asynccontextmanager
-    async def line(self, agent: model.AgentRow) -> AsyncIterator[Line]:
-        """The session's line, or one of its own where another replica holds the session."""
-        session = self._sessions.get(agent.id)
-        if session is not None and session.generation == agent.generation:
-            yield session.line
-            return
-        line = self._sessions.line(agent.instance.control if agent.instance else "")
-        try:
-            yield line
-        finally:
-            await line.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -96,6 +97,19 @@ class Sessions:
     def line(self, control: str) -> Line:
         """A line of its own to an instance that has no session yet."""
         return self.lines.take(control)
+
+    @asynccontextmanager
+    async def lend(self, agent: model.AgentRow) -> AsyncIterator[Line]:
+        """The line of the agent's session, or one of its own where another replica holds the session."""
+        session = self._sessions.get(agent.id)
+        if session is not None and session.generation == agent.generation:
+            yield session.line
+            return
+        line = self.line(agent.instance.control if agent.instance else "")
+        try:
+            yield line
+        finally:
+            await line.close()
 
     def attach(self, agent: model.AgentRow, line: Line | None = None) -> Session:
         """Hold a session with the agent's present instance (idempotent), over `line` where one is open."""

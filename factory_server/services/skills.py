@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -22,7 +21,6 @@ from factory_server.core.errors import (
     Refused,
 )
 from factory_server.core.lifecycle import SERVING
-from factory_server.core.line import Line
 from factory_server.core.skill_archive import Intake, read_entries
 from factory_server.core.skills import Pack, PackRow
 from factory_server.services.freezing import thawed
@@ -273,7 +271,7 @@ class Mounts:
             if not shown and not wished:
                 self._settled[row.id] = _wish_of(row)
                 return tools
-            async with self._line(row) as line:
+            async with self._sessions.lend(row) as line:
                 for name in shown:
                     if name not in wished:
                         await line.unmount_skill(name, deadline_s=UNMOUNT_S)
@@ -282,19 +280,6 @@ class Mounts:
                     tools[told.name] = await line.mount_skill(told, deadline_s=MOUNT_S)
             self._settled[row.id] = _wish_of(row)
             return tools
-
-    @asynccontextmanager
-    async def _line(self, agent: model.AgentRow) -> AsyncIterator[Line]:
-        """The session's line, or one of its own where another replica holds the session."""
-        session = self._sessions.get(agent.id)
-        if session is not None and session.generation == agent.generation:
-            yield session.line
-            return
-        line = self._sessions.line(agent.instance.control if agent.instance else "")
-        try:
-            yield line
-        finally:
-            await line.close()
 
 
 def _wish_of(agent: model.AgentRow) -> tuple[str, int, tuple[str, ...]]:
