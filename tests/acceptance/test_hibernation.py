@@ -350,13 +350,13 @@ async def test_the_factory_may_die_in_the_middle(fragile, client, crew):
     """kill -9 while the agent falls asleep, and while it wakes: its memory is there in the end."""
     async with Direct(fragile, crew.agents[0]) as direct:
         await direct.put(KEY, "survives")
-    for round_ in range(4):
-        await asyncio.sleep(0.96 + 0.015 * round_)
+    for round_ in range(2):
+        await asyncio.sleep(0.97 + 0.03 * round_)
         kill_factory(fragile)
         await eventually(fragile, crew.id, types_pb2.AGENT_STATE_HIBERNATING)
         async with connected(fragile) as again:
             waking = asyncio.ensure_future(wake(again, crew.agents[0].id))  # noqa: TID251 - awaited below
-            await asyncio.sleep(0.004 * round_)
+            await asyncio.sleep(0.008 * round_)
             kill_factory(fragile)
             await asyncio.wait([waking])
             waking.exception()

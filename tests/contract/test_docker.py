@@ -339,7 +339,7 @@ class TestDocker(DockerSuite):
         """One in ten is killed, cancelled or destroyed at a random point of its making."""
         before, threads = rig.leftovers(), threading.active_count()
         chance = random.Random(11)
-        cycles, lanes = int(os.environ.get("HYPERFACTORY_DOCKER_CYCLES", "60" if engines.IN_CI else "40")), 3
+        cycles, lanes = int(os.environ.get("HYPERFACTORY_DOCKER_CYCLES", "40")), 3
         spoiled = 0
 
         async def cycle(number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -12,6 +13,8 @@ from factory_server.core.lifecycle import CrewState
 
 CALLS_OF_A_LIFE = 260
 """About as many port calls as a calm life has: crashes are drawn among the first so many."""
+LIVES = int(os.environ.get("HYPERFACTORY_SIM_LIVES", "6"))
+"""Of each kind; `make test` has 15 minutes for everything, the nights are longer."""
 
 
 async def live(life: Life) -> None:
@@ -39,14 +42,14 @@ async def test_a_calm_life_wastes_nothing(site: Site):
     assert life.weather.calls < 2 * CALLS_OF_A_LIFE, "port calls of a whole life"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(LIVES))
 async def test_in_a_storm(site: Site, seed: int):
     life = Life(site, Weather(seed))
     await live(life)
     await end(life)
 
 
-@pytest.mark.parametrize("seed", range(100, 112))
+@pytest.mark.parametrize("seed", range(100, 100 + LIVES))
 async def test_in_a_storm_with_crashes(site: Site, seed: int):
     dice = random.Random(seed)
     points = frozenset(dice.sample(range(20, 2 * CALLS_OF_A_LIFE), 3))
@@ -63,7 +66,7 @@ async def test_a_bridged_crew_in_a_storm_with_crashes(site: Site, seed: int):
     await end(life)
 
 
-@pytest.mark.parametrize("point", range(10, CALLS_OF_A_LIFE, 17))
+@pytest.mark.parametrize("point", range(10, CALLS_OF_A_LIFE, CALLS_OF_A_LIFE // (LIVES + 2)))
 async def test_a_factory_that_dies_at_one_point_of_a_calm_life(site: Site, point: int):
     life = Life(site, Weather(point, severity=0.0000001, crash_at=frozenset({point})))
     await live(life)
@@ -71,7 +74,7 @@ async def test_a_factory_that_dies_at_one_point_of_a_calm_life(site: Site, point
     assert life.crashes == 1
 
 
-@pytest.mark.parametrize("seed", range(200, 206))
+@pytest.mark.parametrize("seed", range(200, 200 + LIVES))
 async def test_a_factory_that_dies_while_a_crew_is_disbanded(site: Site, seed: int):
     life = Life(site, Weather(seed))
     await life.assemble()
