@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -36,6 +37,8 @@ pytestmark = pytest.mark.timeout(300)
 WHERE = ("--at", "/tmp/hf-dockerd-stack")
 ASSEMBLIES = int(os.environ.get("HYPERFACTORY_KILLED_ASSEMBLIES", "8"))
 """How many are under way when the factory is killed; the issue's own figure is 100."""
+SPAWNS = int(os.environ.get("HYPERFACTORY_DOCKER_SPAWNS", "12"))
+"""Agents that come and go, one in ten of them killed; the issue's own figure is 1,000."""
 WITHIN_S = 60.0
 ADOPTED_WITHIN_S = 5.0
 READ_MAX_S = 0.1
@@ -402,6 +405,35 @@ async def test_the_doctor_and_the_leak_counter_see_containers(full, stack, engin
         assert counted["containers"].examples[0].startswith("ghost-g1 (")
     finally:
         moby.remove_container(ghost)
+
+
+async def come_and_go(client: Client, number: int, dice: random.Random) -> None:
+    """Spawn an agent and stop it; one in ten is killed at a random point between."""
+    spawn = fp.SpawnAgentRequest(request_id=request_id(), profile="generic")
+    agent = (await client.factory.SpawnAgent(spawn, timeout=WITHIN_S, metadata=client.metadata)).agent
+    if number % 10 == 0:
+        await asyncio.sleep(dice.random() * 0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(agent.instance.host_pid, signal.SIGKILL)
+        await asyncio.sleep(dice.random() * 0.2)
+    stop = fp.StopAgentRequest(request_id=request_id(), agent=agent.id)
+    await client.factory.StopAgent(stop, timeout=WITHIN_S, metadata=client.metadata)
+
+
+@pytest.mark.timeout(1800)
+async def test_agents_come_and_go_without_a_trace(full: Client, stack: Running, engine: str):
+    """No container, mount, key, user, route or row of theirs is left, whoever was killed meanwhile."""
+    dice, lanes = random.Random(7), 2
+
+    async def lane(first: int) -> None:
+        for number in range(first, SPAWNS, lanes):
+            await come_and_go(full, number, dice)
+
+    async with asyncio.TaskGroup() as group:
+        for first in range(lanes):
+            group.create_task(lane(first))
+    await eventually(lambda: by_label_is_what_is_listed(full, stack, engine), "docker ps is what is listed")
+    await nothing_left(stack, engine)
 
 
 async def test_a_killed_factory_leaves_no_container_to_nobody(full, stack, engine):
