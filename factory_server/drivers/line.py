@@ -143,12 +143,10 @@ class GrpcLine:
         """See the port."""
         grace = Duration()
         grace.FromNanoseconds(int(grace_s * 1e9))
-        try:
+        with _spoken():
             await self._stub.Drain(
                 agent_service_pb2.DrainRequest(grace=grace), timeout=grace_s + DRAIN_SLACK_S
             )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
     async def close(self) -> None:
         """See the port."""
@@ -179,6 +177,8 @@ def _spoken() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+    except grpc.aio.UsageError as error:  # a call on a channel that was closed already
+        raise Unavailable("the line to the agent was closed") from error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -135,7 +136,10 @@ class NamespacesRig:
 
     def leftovers(self) -> list[str]:
         root = Path("/sys/fs/cgroup")
-        groups = [str(path) for path in root.rglob(f"hf-{self.factory}/*") if path.is_dir()]
+        groups: list[str] | None = None
+        while groups is None:
+            with contextlib.suppress(FileNotFoundError):  # others' groups come and go during the walk
+                groups = [str(path) for path in root.rglob(f"hf-{self.factory}/*") if path.is_dir()]
         return files_below(self.state) + groups + self.processes() + self.descriptors() + self.mounts()
 
     def processes(self) -> list[str]:

@@ -187,7 +187,7 @@ async def test_a_crash_at_any_step_leaves_nothing_behind(site: Site) -> None:
         async def empty(heir: Plant = heir) -> bool:
             return not (await heir.store.list_networks() or await heir.store.list_instances())
 
-        await until(empty, what="nothing waits")
+        await until(empty, what="nothing waits", within_s=45.0)
         await heir.crash()
 
 
