@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from factory_server.core import model
-from factory_server.core.errors import FactoryError, NotFound, Refused
+from factory_server.core.errors import NotFound, Refused
 from factory_server.core.lifecycle import AgentState
 from factory_server.core.reconcile import Decision, Job
+from factory_server.services.durations import seconds
 from factory_server.services.hibernation import SUSPEND_S, TAKE_BACK_S, Hibernation
 from factory_server.services.parts import ACTOR, Parts
+from factory_server.services.resting import Resting
 from factory_server.services.sessions import Sessions
 from hyperfactory.v1 import agent_service_pb2
 
@@ -39,8 +41,7 @@ class Freezing:
         self._hibernation = hibernation
         self._held: dict[str, datetime] = {}
         """Agents whose processes were stopped by this process, and for which freezing."""
-        self._used: dict[str, tuple[int, datetime]] = {}
-        """Agents whose instances refused, in that generation: when to ask again."""
+        self._resting = Resting(parts)
 
     # For the keeper
 
@@ -51,23 +52,13 @@ class Freezing:
             return Decision(Job.NONE)
         if decision.job is not Job.FREEZE:
             return decision
-        if not attended:
-            return Decision(Job.ATTEND)
-        generation, due = self._used.get(agent.id, (0, None))
-        return Decision(Job.FREEZE, due if generation == agent.generation else None, decision.reason)
+        return self._resting.unless_used(agent, decision, attended=attended)
 
     async def rest(self, agent: model.AgentRow, decision: Decision) -> bool:
         """Freeze an agent that was idle for long enough, if its instance, too, says so; else put it off."""
-        idle_s = agent.spec.freeze_after.ToNanoseconds() / 1e9
-        left_s = idle_s
-        try:
-            if await self.freeze(agent, ACTOR, decision.reason, decision.message, idle_for_s=idle_s):
-                self._used.pop(agent.id, None)
-                return True
-        except FactoryError as error:
-            left_s = idle_s - float(error.metadata.get("idle_s", "0"))
-            log.info("does not freeze yet", extra={"agent": agent.id, "error": str(error)})
-        self._used[agent.id] = (agent.generation, self._parts.now() + timedelta(seconds=max(left_s, 0.0)))
+        idle = agent.spec.freeze_after
+        freezing = self.freeze(agent, ACTOR, decision.reason, decision.message, idle_for_s=seconds(idle))
+        await self._resting.lay(agent, idle, freezing)
         return True
 
     async def hold(self, agent: model.AgentRow) -> bool:

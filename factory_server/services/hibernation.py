@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError, Refused
 from factory_server.core.lifecycle import SERVING, AgentEvent, AgentState
 from factory_server.core.line import Line
-from factory_server.core.reconcile import Decision, Job
+from factory_server.core.reconcile import Decision
+from factory_server.services.durations import seconds
 from factory_server.services.hub import REAPER
 from factory_server.services.parts import ACTOR, Parts
+from factory_server.services.resting import Resting
 from factory_server.services.sessions import Sessions
 from factory_server.services.steps import narrate
 from hyperfactory.v1 import agent_service_pb2
@@ -49,19 +50,9 @@ class Hibernation:
     def __init__(self, parts: Parts, sessions: Sessions) -> None:
         self._parts = parts
         self._sessions = sessions
-        self._used: dict[str, tuple[int, datetime]] = {}
-        """Agents whose instances refused, in that generation: when to ask again."""
+        self.resting = Resting(parts)
 
     # For the keeper
-
-    def unless_used(self, agent: model.AgentRow, decision: Decision, *, attended: bool) -> Decision:
-        """The decision to hibernate, put off where the agent has no session or its instance was used."""
-        if not attended:
-            return Decision(Job.ATTEND)
-        generation, due = self._used.get(agent.id, (0, None))
-        if generation != agent.generation:
-            return decision
-        return Decision(decision.job, due, decision.reason, decision.message)
 
     def left_behind(self, agents: Iterable[model.AgentRow]) -> list[model.AgentRow]:
         """Those that sleep, sent there by whomever, while the session with their instance is still held."""
@@ -71,22 +62,10 @@ class Hibernation:
     async def rest(self, agent: model.AgentRow, decision: Decision) -> bool:
         """Hibernate an agent whose ttl is over, if its instance, too, was idle for so long; else put it off. True:
         look again, for the next job or for when it is due."""
-        ttl_s = agent.spec.idle_ttl.ToNanoseconds() / 1e9
-        left_s = ttl_s
-        try:
-            row = await self.sleep(agent, ACTOR, decision.reason, decision.message, idle_for_s=ttl_s)
-            if row is not None:
-                self._used.pop(agent.id, None)
-                return True
-        except FactoryError as error:
-            left_s = ttl_s - float(error.metadata.get("idle_s", "0"))
-            log.info("does not hibernate yet", extra={"agent": agent.id, "error": str(error)})
-        self._put_off(agent, left_s)
+        ttl = agent.spec.idle_ttl
+        sleeping = self.sleep(agent, ACTOR, decision.reason, decision.message, idle_for_s=seconds(ttl))
+        await self.resting.lay(agent, ttl, sleeping)
         return True
-
-    def _put_off(self, agent: model.AgentRow, left_s: float) -> None:
-        later = self._parts.now() + timedelta(seconds=max(left_s, 0.0))
-        self._used[agent.id] = (agent.generation, later)
 
     # For everybody
 

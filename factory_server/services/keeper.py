@@ -258,7 +258,7 @@ class Keeper:
             decision = reconcile.decide(agent, crew, now)
             if decision.job is Job.HIBERNATE:
                 attended = self._attended(agent) or agent.frozen_at is not None
-                decision = self._hibernation.unless_used(agent, decision, attended=attended)
+                decision = self._hibernation.resting.unless_used(agent, decision, attended=attended)
             decision = self._freezing.settled(agent, decision, attended=self._attended(agent))
             due = self._due(agent, decision, now)
             if decision.job is Job.NONE or (decision.job is Job.ATTEND and self._attended(agent)):
