@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factory_cli.client import CALL_WITHIN_S, DISBAND_WITHIN_S, Client
+from factory_cli.client import ASSEMBLE_WITHIN_S, CALL_WITHIN_S, DISBAND_WITHIN_S, Client
 from factory_cli.failures import CommandFailedError
 from factory_cli.output import Output, enum_name, message_dict
 from factory_cli.requests import PAGE_SIZE, duration, new_id, pages, struct
@@ -104,6 +104,34 @@ async def follow_receipts(
     raise CommandFailedError(
         "the broadcast's stream ended before its summary; 'crew watch' tells its receipts"
     )
+
+
+async def update(
+    client: Client,
+    out: Output,
+    reference: str,
+    manifest: crew_service_pb2.CrewManifest,
+    grace_s: float,
+    *,
+    validate_only: bool,
+) -> None:
+    """Make a crew what its new manifest says, and print who came and who went."""
+    request = crew_service_pb2.UpdateCrewRequest(
+        request_id=new_id(),
+        crew=await client.crew_id(reference),
+        manifest=manifest,
+        grace=duration(grace_s),
+        validate_only=validate_only,
+    )
+    answer = await client.crews.UpdateCrew(request, timeout=ASSEMBLE_WITHIN_S)
+    if out.as_json:
+        out.document(answer)
+        return
+    tense = "would be " if validate_only else ""
+    for verb, names in (("added", answer.added), ("removed", answer.removed)):
+        out.text(f"{tense}{verb}: {', '.join(names) or 'nobody'}")
+    if not validate_only:
+        show(out, answer.crew)
 
 
 async def disband(client: Client, out: Output, reference: str, grace_s: float) -> None:

@@ -188,7 +188,7 @@ class Factory:
             VectorSpaces(self.parts),
         )
         servicers = Servicers(
-            CrewServicer(crews),  # type: ignore[abstract]  # planned methods are answered by the guard
+            CrewServicer(crews),
             FactoryServicer(registry, facts),
             ProfileServicer(self.parts, codec),
             ToolServicer(self.tool_uses(codec)),

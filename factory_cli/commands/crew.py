@@ -41,6 +41,26 @@ def assemble(
     with_client(context, verb.run)
 
 
+@app.command()
+def update(
+    context: typer.Context,
+    crew: CrewRef,
+    manifest: Annotated[
+        str, typer.Argument(metavar="FILE", help="The new manifest's JSON file; - for stdin.")
+    ],
+    grace: GraceS = 0.0,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check it, change nothing.")] = False,
+) -> None:
+    """Scale a crew, add and remove members: what the manifest says now."""
+    from factory_cli import crews
+    from factory_cli import manifest as manifests
+
+    wish = manifests.parse(manifests.read_text(manifest))
+    with_client(
+        context, lambda client, out: crews.update(client, out, crew, wish, grace, validate_only=validate_only)
+    )
+
+
 @app.command("list")
 def list_(context: typer.Context, filter_: Filter = "") -> None:
     """List crews, oldest first."""

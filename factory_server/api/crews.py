@@ -16,7 +16,7 @@ from factory_server.api.encode import Encoder, duration, timestamp
 from factory_server.core import filters, model
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import OutOfRange
-from factory_server.services import assemble, context, disband, watch
+from factory_server.services import assemble, context, disband, update, watch
 from factory_server.services.broadcast import Broadcasts, Progress
 from factory_server.services.durations import seconds
 from factory_server.services.parts import Parts
@@ -81,6 +81,11 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
         return pb.ListCrewsResponse(
             crews=[self._crew(row) for row in shown], next_page_token=token, cursor=cursor
         )
+
+    async def UpdateCrew(self, request: pb.UpdateCrewRequest, context: Any) -> pb.UpdateCrewResponse:
+        done = await update.update(self._u.parts, self._u.reconciler, request, actor())
+        crew = None if done.crew is None else self._crew(done.crew)
+        return pb.UpdateCrewResponse(crew=crew, added=done.added, removed=done.removed)
 
     async def DisbandCrew(self, request: pb.DisbandCrewRequest, context: Any) -> pb.DisbandCrewResponse:
         row = await disband.disband(self._u.parts, self._u.reconciler, request, actor())
@@ -197,11 +202,11 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
         yield pb.RunTaskResponse(
             accepted=pb.TaskAccepted(task=task.id, agent=task.agent, generation=task.generation)
         )
-        async for update in self._u.tasks.updates(task):
-            if isinstance(update, agent_service_pb2.TaskProgress):
-                yield pb.RunTaskResponse(progress=update)
+        async for moved in self._u.tasks.updates(task):
+            if isinstance(moved, agent_service_pb2.TaskProgress):
+                yield pb.RunTaskResponse(progress=moved)
             else:
-                yield pb.RunTaskResponse(result=encode.task_result(update.result))
+                yield pb.RunTaskResponse(result=encode.task_result(moved.result))
 
     # Context
 

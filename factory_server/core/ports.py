@@ -28,6 +28,16 @@ class Assembled:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """A crew as updated, and the names of those that came and went with it."""
+
+    crew: model.CrewRow
+    added: Sequence[str]
+    removed: Sequence[str]
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryDelta:
     """Agents that changed since a mark, and the next mark. Repeats are possible, omissions are not."""
 
@@ -66,6 +76,20 @@ class CrewStore(Protocol):
     ) -> tuple[model.AgentRow, bool]:
         """Add one agent to a live crew, as in `assemble`; second value: replayed. AlreadyExists, NotFound,
         Refused (crew not live)."""
+
+    async def update_crew(
+        self,
+        crew: str,
+        plan: model.CrewPlan,
+        request: model.RequestKey,
+        actor: str,
+        owner: str,
+        *,
+        drain_s: float,
+        lease_s: float,
+    ) -> Updated:
+        """Make a live crew the planned one: agents join as in `assemble`, others leave as in `stop_agent`, its
+        manifest, labels, policy and end are the plan's. What `core.scaling.change` raises; NotFound."""
 
     async def get_crew(self, crew: str) -> model.CrewRow:
         """The crew with its agents, STOPPED ones included. NotFound."""

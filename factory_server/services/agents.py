@@ -45,7 +45,7 @@ async def spawn(
     if not request.crew:
         return await _spawn_solo(parts, reconciler, member, profiles, key, actor)
     plan = manifests.plan_agent(member, name, profiles[request.profile], parts.new_id)
-    await networks.admit_member(parts, request.crew, plan, key)
+    await networks.admit_members(parts, request.crew, [plan], key)
     agent, replayed = await parts.store.add_agent(
         request.crew, plan, key, actor, parts.owner, lease_s=LEASE_S
     )

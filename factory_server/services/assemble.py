@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from factory_server.core import manifest as manifests
@@ -37,14 +38,16 @@ async def assemble(
 ) -> Assembly:
     """The crew, READY unless the request waits for less. Invalid, Refused (ASSEMBLY_FAILED)."""
     started = time.monotonic()
-    plan = await networks.admit(parts, await _plan(parts, request.manifest), only_check=request.validate_only)
+    plan = await networks.admit(
+        parts, await plan_of(parts, request.manifest), only_check=request.validate_only
+    )
     assembly = Assembly(None, [("plan", _ms(started))])
     if request.validate_only:
         return assembly
     key = key_of(actor, "AssembleCrew", request.request_id, request)
     recorded = await parts.store.assemble(plan, key, actor, parts.owner, lease_s=LEASE_S)
     assembly.phases.append(("commit", _ms(started)))
-    _count_claims(parts, recorded.crew)
+    count_claims(parts, recorded.crew.agents)
     if not recorded.replayed:
         reconciler.adopt(recorded.crew)
     assembly.crew = recorded.crew
@@ -60,7 +63,8 @@ async def assemble(
     return assembly
 
 
-async def _plan(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.CrewPlan:
+async def plan_of(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> model.CrewPlan:
+    """What a manifest wishes. Invalid, Refused (SECRET_MISSING)."""
     manifests.check_size(manifest)
     profiles = await parts.store.get_profiles(sorted({m.profile for m in manifest.members}))
     await skills.check_manifest(parts, manifest, profiles)
@@ -100,8 +104,9 @@ async def wait_assembled(parts: Parts, reconciler: Reconciler, crew_id: str) -> 
                     await rings.wait(LOOK_AGAIN_S)
 
 
-def _count_claims(parts: Parts, crew: model.CrewRow) -> None:
-    for agent in crew.agents:
+def count_claims(parts: Parts, agents: Iterable[model.AgentRow]) -> None:
+    """Note how these agents got their instances."""
+    for agent in agents:
         parts.measures.claims.labels("warm" if agent.warm else "cold").inc()
 
 

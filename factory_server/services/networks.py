@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace as with_fields
 
 from factory_server.core import model, networks
@@ -43,26 +43,30 @@ async def admit(parts: Parts, plan: model.CrewPlan, *, only_check: bool = False)
     return with_fields(plan, manifest=manifest, network=wish)
 
 
-async def admit_member(parts: Parts, crew: str, plan: model.AgentPlan, key: model.RequestKey) -> None:
-    """Whether the crew's network, or its lack of one, allows another member; a repeated request is let pass.
-    Refused, Exhausted, NotFound."""
+async def admit_members(
+    parts: Parts, crew: str, plans: Sequence[model.AgentPlan], key: model.RequestKey
+) -> None:
+    """Whether the crew's network, or its lack of one, allows these as further members; a repeated request is let
+    pass. Refused, Exhausted, NotFound."""
     row = await parts.store.crew_network(crew)
-    if row is None and not plan.spec.tcp_ports:
+    if row is None and not any(plan.spec.tcp_ports for plan in plans):
         return
     found = await parts.store.get_crew(crew)
     mode = found.manifest.network.mode
-    members = 1 + sum(agent.state is not AgentState.STOPPED for agent in found.agents)
+    present = sum(agent.state is not AgentState.STOPPED for agent in found.agents)
     if row is None and mode == crew_service_pb2.NETWORK_MODE_UNSPECIFIED:
+        plan = next(plan for plan in plans if plan.spec.tcp_ports)
         raise Refused(
             f"cannot add agent '{plan.name}': profile '{plan.profile}' declares TCP ports, and crew '{crew}' was "
             "assembled without a network",
             metadata={"profile": plan.profile},
         )
-    if row is None or members <= networks.members_max(row.prefix):
+    if row is None or present + len(plans) <= networks.members_max(row.prefix):
         return
     if await parts.store.find_request(key) is None:
         raise Exhausted(
-            f"cannot add agent '{plan.name}': the network of crew '{crew}' holds {members - 1} members",
+            f"cannot add {len(plans)} to the network of crew '{crew}': it holds {present} members, at most "
+            f"{networks.members_max(row.prefix)}",
             quota="addresses",
         )
 

@@ -25,6 +25,7 @@ from factory_server.store.skills import Skills
 from factory_server.store.steps import Steps
 from factory_server.store.tasks import Tasks
 from factory_server.store.tools import Tools
+from factory_server.store.updates import Updates
 from factory_server.store.vectors import Vectors
 
 __all__ = ["Changed", "PostgresStore"]
@@ -35,6 +36,7 @@ OPEN_WITHIN_S = 180.0
 
 class PostgresStore(
     Crews,
+    Updates,
     Steps,
     Hibernation,
     Leases,

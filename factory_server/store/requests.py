@@ -14,7 +14,7 @@ class Requests(Part):
         """Return the reference stored for an earlier request with this key."""
 
         async def body(transaction: Transaction) -> str | None:
-            return await _find(transaction, request)
+            return await find_request(transaction, request)
 
         return await self._db.read(body)
 
@@ -42,10 +42,11 @@ async def claim_request(transaction: Transaction, request: RequestKey | None, re
         request_hash=request.request_hash,
         reference=reference,
     )
-    return None if claimed else await _find(transaction, request)
+    return None if claimed else await find_request(transaction, request)
 
 
-async def _find(transaction: Transaction, request: RequestKey) -> str | None:
+async def find_request(transaction: Transaction, request: RequestKey) -> str | None:
+    """What an earlier request with this key referred to. Invalid (REQUEST_ID_REUSED)."""
     row = await transaction.row(
         "request_find", actor=request.actor, method=request.method, request_id=request.request_id
     )

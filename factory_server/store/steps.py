@@ -65,7 +65,7 @@ class Steps(Part):
             if locked.solo:
                 await _disband(locked, actor, failed=False, reason=reason, message="", drain_s=drain_s)
             elif row.state in STOPPABLE:
-                await locked.take([_shutdown(row, actor, reason, "", drain_s)])
+                await locked.take([shutdown(row, actor, reason, "", drain_s)])
                 await locked.finish()
             return locked.agents[agent]
 
@@ -97,11 +97,12 @@ async def _disband(
     crew.wish_end(failed=failed, reason=reason, message=message, actor=actor, until=until)
     agents = sorted(crew.agents.values(), key=lambda agent: agent.id)
     stoppable = [agent for agent in agents if agent.state in STOPPABLE]
-    await crew.take([_shutdown(agent, actor, reason, message, drain_s) for agent in stoppable])
+    await crew.take([shutdown(agent, actor, reason, message, drain_s) for agent in stoppable])
     await crew.finish()
 
 
-def _shutdown(agent: AgentRow, actor: str, reason: str, message: str, drain_s: float) -> Step:
+def shutdown(agent: AgentRow, actor: str, reason: str, message: str, drain_s: float) -> Step:
+    """The step that sends an agent on its way out."""
     return Step(
         agent=agent.id,
         generation=agent.generation,

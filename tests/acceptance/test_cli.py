@@ -60,6 +60,17 @@ async def test_a_crew_assembles_and_every_member_is_listed(run, crew):
     assert sorted(agent["name"] for agent in listed["agents"]) == names
 
 
+async def test_a_crew_is_scaled_by_another_manifest(run, crew, tmp_path):
+    wish = json.loads(Path(HELLO).read_text())
+    next(member for member in wish["members"] if member["name"] == "coder")["replicas"] = 3
+    larger = tmp_path / "larger.json"
+    larger.write_text(json.dumps(wish))
+    ended = await run(f"hyperfactory crew update {crew} {larger} --validate-only")
+    assert (ended.code, ended.out) == (0, "would be added: coder-3\nwould be removed: nobody\n")
+    grown = await document(run, f"crew update {crew} {larger}")
+    assert (grown["added"], len(grown["crew"]["agents"])) == (["coder-3"], 5)
+
+
 async def test_a_signal_reaches_everybody_once(run, crew):
     stream = await lines(run, f"crew broadcast {crew} MISSION_START --payload '{{\"n\": 1}}'")
     receipts = [receipt for response in stream for receipt in response["receipts"]]

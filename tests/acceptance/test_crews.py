@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from running import CALL_WITHIN_S, Client, manifest, request_id
+from running import CALL_WITHIN_S, MANIFEST, Client, manifest, request_id
 
 from hyperfactory.v1 import crew_service_pb2 as cp
 from hyperfactory.v1 import events_pb2, profile_service_pb2, types_pb2
@@ -311,12 +311,36 @@ async def test_profiles_have_versions_and_etags(client):
     assert {"generic", "planner", "coder", "reviewer", "mine"} <= {p.name for p in listed.profiles}
 
 
-async def test_planned_methods_say_so(client, crew):
-    request = cp.UpdateCrewRequest(request_id=request_id(), crew=crew.id, manifest=manifest())
-    with pytest.raises(grpc.aio.AioRpcError) as planned:
-        await call(client.crews.UpdateCrew, request, client)
-    assert planned.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert reason_of(planned.value) == "NOT_SERVED_YET"
+async def test_an_update_scales_adds_and_removes(client, crew):
+    """Members that stay are untouched, those that come are reached, a repeat says the same."""
+    planner, coders = MANIFEST["members"]
+    members = [planner, coders | {"replicas": 3}, {"name": "critic", "profile": "reviewer"}]
+    request = cp.UpdateCrewRequest(request_id=request_id(), crew=crew.id, manifest=manifest(members=members))
+    request.validate_only = True
+    checked = await call(client.crews.UpdateCrew, request, client)
+    assert (list(checked.added), checked.HasField("crew")) == (["coder-3", "critic"], False)
+    request.validate_only = False
+    for _ in range(2):
+        grown = await call(client.crews.UpdateCrew, request, client)
+        assert (list(grown.added), list(grown.removed)) == (["coder-3", "critic"], [])
+        assert [a.name for a in grown.crew.agents] == ["coder-1", "coder-2", "coder-3", "critic", "planner"]
+        assert {a.state for a in grown.crew.agents} == {types_pb2.AGENT_STATE_READY}
+        assert {a.generation for a in grown.crew.agents} == {1}
+    heard = cp.BroadcastRequest(request_id=request_id(), crew=crew.id, signal="MISSION_START")
+    stream = client.crews.Broadcast(heard, timeout=CALL_WITHIN_S, metadata=client.metadata)
+    assert [r.completed.targets async for r in stream if r.HasField("completed")] == [5]
+    shrink = cp.UpdateCrewRequest(request_id=request_id(), crew=crew.id, manifest=manifest())
+    assert list((await call(client.crews.UpdateCrew, shrink, client)).removed) == ["coder-3", "critic"]
+    watch = cp.WatchCrewRequest(crew=crew.id)
+    stopped = {a.id for a in grown.crew.agents if a.name in ("coder-3", "critic")}
+    events, _ = await events_until(client, watch, lambda seen: stopped <= _stopped(seen))
+    updates = [e.crew_step.message for e in events if e.crew_step.reason == "Updated"]
+    assert updates == ["added coder-3, critic", "removed coder-3, critic"]
+    assert [a.name for a in (await client.get(crew.id)).agents] == ["coder-1", "coder-2", "planner"]
+
+
+def _stopped(events: list) -> set[str]:
+    return {e.agent for e in events if e.agent_step.to == types_pb2.AGENT_STATE_STOPPED}
 
 
 async def test_logs_info_pool_and_audit_answer(client, crew):

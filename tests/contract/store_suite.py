@@ -43,7 +43,7 @@ from factory_server.core.model import (
     ReceiptRow,
 )
 from factory_server.core.ports import Store
-from hyperfactory.v1 import agent_service_pb2, events_pb2
+from hyperfactory.v1 import agent_service_pb2, crew_service_pb2, events_pb2
 
 E, S = AgentEvent, AgentState
 ALICE = "operator/alice"
@@ -158,6 +158,37 @@ class CrewSuite:
         first, _ = await store.add_agent(crew.id, agent_plan("x"), key, ALICE, OWNER, lease_s=LEASE_S)
         second, replayed = await store.add_agent(crew.id, agent_plan("x"), key, ALICE, OWNER, lease_s=LEASE_S)
         assert (second.id, replayed) == (first.id, True)
+
+    async def test_an_update_is_one_transaction_and_a_repeat_says_the_same(self, store: Store) -> None:
+        crew, key = await ready_crew(store, agents=2), request("Update")
+        manifest = crew_service_pb2.CrewManifest(
+            name="demo",
+            members=[crew_service_pb2.CrewMember(name=n, profile="coder") for n in ("w-0", "w-1", "w-9")],
+        )
+        manifest.labels["team"] = "blue"
+        manifest.ttl.seconds = 600
+        plan = replace(crew_plan(), manifest=manifest, agents=[agent_plan(m.name) for m in manifest.members])
+        for replayed in (False, True):
+            done = await store.update_crew(crew.id, plan, key, ALICE, OWNER, drain_s=9, lease_s=LEASE_S)
+            assert (done.added, done.removed, done.replayed) == (["w-9"], [], replayed)
+        states = {a.name: a.state for a in done.crew.agents}
+        assert states == {"w-0": S.READY, "w-1": S.READY, "w-9": S.PROVISIONING}
+        assert done.crew.expires_at == crew.created_at + timedelta(seconds=600)
+        assert dict(done.crew.manifest.labels) == {"team": "blue"}
+        events = [event.decode() for event in await store.read_events(crew.id, crew.last_sequence, 9)]
+        assert [e.crew_step.message or e.agent_step.event for e in events] == ["added w-9", "requested", ""]
+        found = await store.list_crews(CrewFilter(labels={"team": "blue"}), Page(9))
+        assert [row.id for row in found] == [crew.id]
+
+    async def test_members_leave_by_an_update_as_by_a_stop(self, store: Store) -> None:
+        crew = await ready_crew(store, agents=2)
+        names = [crew_service_pb2.CrewMember(name="w-0", profile="coder")]
+        one = crew_service_pb2.CrewManifest(name="demo", members=names)
+        plan = replace(crew_plan(), manifest=one, agents=[agent_plan("w-0")])
+        done = await store.update_crew(crew.id, plan, request("U"), ALICE, OWNER, drain_s=0, lease_s=LEASE_S)
+        assert done.removed == ["w-1"]
+        gone = next(a for a in done.crew.agents if a.name == "w-1")
+        assert (gone.state, gone.reason) == (S.DRAINING, "Updated")
 
     async def test_what_is_unknown_is_not_found(self, store: Store) -> None:
         for call in (store.get_crew("x"), store.get_agent("x"), store.get_task("x"), store.get_profile("x")):

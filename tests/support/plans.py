@@ -66,6 +66,7 @@ def crew_plan(
         manifest.ttl.seconds = ttl_s
     own = unique("c")
     plans = [agent_plan(f"w-{number}", base=base, labels=labels) for number in range(agents)]
+    manifest.members.extend(crew_service_pb2.CrewMember(name=p.name, profile=p.profile) for p in plans)
     return CrewPlan(id=own, uid=f"u{own}", manifest=manifest, agents=plans, solo=solo)
 
 

@@ -10,6 +10,10 @@ SELECT n.id, n.uid, %(crew)s, n.name, n.group_name, n.replicas, n.profile, n.pro
          spec_place int, scope text, labels jsonb, reason text)
   JOIN unnest(%(specs)s::bytea[]) WITH ORDINALITY AS s(spec, place) ON s.place = n.spec_place;
 
+-- name: agents_regroup
+UPDATE agent a SET replicas = n.replicas, row_xid = pg_current_xact_id()
+  FROM unnest(%(agents)s::text[], %(replicas)s::int[]) AS n(id, replicas) WHERE a.id = n.id;
+
 -- name: agents_move
 UPDATE agent a
    SET state = t.target, generation = m.generation, warm = m.warm, reason = m.reason, message = m.message,

@@ -42,6 +42,12 @@ UPDATE crew
  WHERE id = %(crew)s AND last_sequence = %(expected)s
 RETURNING id;
 
+-- name: crew_update
+UPDATE crew
+   SET manifest = %(manifest)s, labels = %(labels)s::jsonb, min_ready = %(min_ready)s,
+       expires_at = %(expires_at)s, updated_at = clock_timestamp()
+ WHERE id = %(crew)s;
+
 -- name: crew_get
 SELECT * FROM crew WHERE id = %(crew)s;
 

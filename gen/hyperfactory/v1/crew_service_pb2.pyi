@@ -695,13 +695,25 @@ class UpdateCrewRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREW_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID; the same id with the same request returns the same result for 24 h."""
     crew: _builtins.str
     """The crew's id."""
+    validate_only: _builtins.bool
+    """Check only, change nothing; the answer says who would come and go."""
     @_builtins.property
     def manifest(self) -> Global___CrewManifest:
-        """What it shall be now."""
+        """What it shall be now. Name, network and the members' own fields but `replicas` stay as they were; `context`
+        is empty or as it was (PutContext changes it). A member that becomes several, or several that become one, go
+        and come again, as their names are other ones. Agents that joined singly (SpawnAgent) stay. `ttl` counts from
+        the crew's creation.
+        """
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long the tasks of members that leave may go on, at most 1 h. Default 0."""
 
     def __init__(
         self,
@@ -709,10 +721,12 @@ class UpdateCrewRequest(_message.Message):
         request_id: _builtins.str = ...,
         crew: _builtins.str = ...,
         manifest: Global___CrewManifest | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew", "manifest", b"manifest", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew", "grace", b"grace", "manifest", b"manifest", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -725,18 +739,30 @@ class UpdateCrewResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CREW_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def crew(self) -> _types_pb2.Crew:
-        """As it is now."""
+        """As it is now; members that leave may be DRAINING still. Absent where the request only checked."""
+
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of members that came, in their order. A repeated request names none."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of members that were sent on their way out, in their order. A repeated request names none."""
 
     def __init__(
         self,
         *,
         crew: _types_pb2.Crew | None = ...,
+        added: _abc.Iterable[_builtins.str] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "crew", b"crew", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

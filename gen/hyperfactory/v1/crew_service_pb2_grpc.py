@@ -145,7 +145,11 @@ class CrewServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCrew(self, request, context):
-        """Scales, adds and removes members.
+        """Scales, adds and removes members of a READY or DEGRADED crew, and sets its ttl, policy, labels and
+        annotations: in one transaction, then waits until every new member serves. Members that stay are not
+        touched. Fails with INVALID_ARGUMENT naming each field that cannot be changed, with FAILED_PRECONDITION for a
+        crew in another state, for the crew of a single agent, for a name whose bearer is still on its way out, and
+        for a new member that does not come up: the update stands then, and the crew shows what became of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

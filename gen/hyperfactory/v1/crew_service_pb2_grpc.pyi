@@ -43,7 +43,12 @@ class CrewServiceStub:
     ListCrews: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.ListCrewsRequest, _crew_service_pb2.ListCrewsResponse]
     """Crews, oldest first."""
     UpdateCrew: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.UpdateCrewRequest, _crew_service_pb2.UpdateCrewResponse]
-    """Scales, adds and removes members."""
+    """Scales, adds and removes members of a READY or DEGRADED crew, and sets its ttl, policy, labels and
+    annotations: in one transaction, then waits until every new member serves. Members that stay are not
+    touched. Fails with INVALID_ARGUMENT naming each field that cannot be changed, with FAILED_PRECONDITION for a
+    crew in another state, for the crew of a single agent, for a name whose bearer is still on its way out, and
+    for a new member that does not come up: the update stands then, and the crew shows what became of it.
+    """
     DisbandCrew: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.DisbandCrewRequest, _crew_service_pb2.DisbandCrewResponse]
     """Takes the crew away: instances, network, credentials, routes. Answers when all of it is gone, or when the
     caller's deadline comes (it goes on). Disbanding a disbanded crew is OK.
@@ -96,7 +101,12 @@ class CrewServiceAsyncStub(CrewServiceStub):
     ListCrews: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.ListCrewsRequest, _crew_service_pb2.ListCrewsResponse]  # type: ignore[assignment]
     """Crews, oldest first."""
     UpdateCrew: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.UpdateCrewRequest, _crew_service_pb2.UpdateCrewResponse]  # type: ignore[assignment]
-    """Scales, adds and removes members."""
+    """Scales, adds and removes members of a READY or DEGRADED crew, and sets its ttl, policy, labels and
+    annotations: in one transaction, then waits until every new member serves. Members that stay are not
+    touched. Fails with INVALID_ARGUMENT naming each field that cannot be changed, with FAILED_PRECONDITION for a
+    crew in another state, for the crew of a single agent, for a name whose bearer is still on its way out, and
+    for a new member that does not come up: the update stands then, and the crew shows what became of it.
+    """
     DisbandCrew: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.DisbandCrewRequest, _crew_service_pb2.DisbandCrewResponse]  # type: ignore[assignment]
     """Takes the crew away: instances, network, credentials, routes. Answers when all of it is gone, or when the
     caller's deadline comes (it goes on). Disbanding a disbanded crew is OK.
@@ -170,7 +180,12 @@ class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _crew_service_pb2.UpdateCrewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_crew_service_pb2.UpdateCrewResponse, _abc.Awaitable[_crew_service_pb2.UpdateCrewResponse]]:
-        """Scales, adds and removes members."""
+        """Scales, adds and removes members of a READY or DEGRADED crew, and sets its ttl, policy, labels and
+        annotations: in one transaction, then waits until every new member serves. Members that stay are not
+        touched. Fails with INVALID_ARGUMENT naming each field that cannot be changed, with FAILED_PRECONDITION for a
+        crew in another state, for the crew of a single agent, for a name whose bearer is still on its way out, and
+        for a new member that does not come up: the update stands then, and the crew shows what became of it.
+        """
 
     @_abc_1.abstractmethod
     def DisbandCrew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator
@@ -276,15 +277,13 @@ async def test_a_timeout_inside_a_handler_is_not_taken_for_the_deadline(world: A
 
 
 async def test_planned_methods_say_so(world: Any, factory: Any) -> None:
+    rows = dict(world.policy.rows)
+    rows[GET_AGENT] = dataclasses.replace(rows[GET_AGENT], planned="reading of agents")
+    world.policy = PolicyTable(rows)
     channel = await dialed(world, factory)
-    member = crew_service_pb2.CrewMember(name="coder", profile="coder")
-    manifest = crew_service_pb2.CrewManifest(name="demo", members=[member])
-    request = crew_service_pb2.UpdateCrewRequest(
-        request_id=str(uuid.uuid4()), crew="c-0123456789ab", manifest=manifest
-    )
-    error = await failure(crew_stubs.CrewServiceStub(channel).UpdateCrew(request, timeout=CALL_MAX_S))
+    error = await failure(stubs.FactoryServiceStub(channel).GetAgent(REQUEST))
     assert isinstance(error, errors.Unimplemented)
-    assert (error.reason, error.metadata["planned"]) == ("NOT_SERVED_YET", "scaling of crews")
+    assert (error.reason, error.metadata["planned"]) == ("NOT_SERVED_YET", "reading of agents")
 
 
 async def test_a_method_that_the_process_lacks_is_not_an_incident(world: Any, factory: Any) -> None:
