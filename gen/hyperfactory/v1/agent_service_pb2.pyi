@@ -756,10 +756,13 @@ class TaskProgress(_message.Message):
     FRACTION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
     """From 0 to 1; 0 where unknown."""
     message: _builtins.str
     """For people."""
+    delta: _builtins.str
+    """Where a model answers: text to append to the answer. All of them together are the output's `text`."""
     @_builtins.property
     def detail(self) -> _struct_pb2.Struct:
         """For programs."""
@@ -770,10 +773,11 @@ class TaskProgress(_message.Message):
         fraction: _builtins.float = ...,
         message: _builtins.str = ...,
         detail: _struct_pb2.Struct | None = ...,
+        delta: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "fraction", b"fraction", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "detail", b"detail", "fraction", b"fraction", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,6 +791,10 @@ class TaskResult(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    finish_reason: _builtins.str
+    """Why a model's answer ended, as Chat says it; empty where the agent's code did the task."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """OK (code 0), or why it failed."""
@@ -795,15 +803,21 @@ class TaskResult(_message.Message):
     def output(self) -> _struct_pb2.Struct:
         """What came of it."""
 
+    @_builtins.property
+    def usage(self) -> Global___ChatUsage:
+        """What the answer cost, where a model gave it."""
+
     def __init__(
         self,
         *,
         status: _status_pb2.Status | None = ...,
         output: _struct_pb2.Struct | None = ...,
+        usage: Global___ChatUsage | None = ...,
+        finish_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "output", b"output", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -926,6 +940,8 @@ class ChatOptions(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0 to 2: how free."""
     top_p: _builtins.float
@@ -934,9 +950,19 @@ class ChatOptions(_message.Message):
     """At most so many tokens."""
     seed: _builtins.int
     """The same seed, the same answer, where the model can."""
+    tool_choice: _builtins.str
+    """`none`, `auto`, `required`, or the name of one of the caller's own tools: what the model must do first. Empty:
+    `auto`. FAILED_PRECONDITION where what answers is no endpoint and cannot be held to it.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts before which it stops, at most 4."""
+
+    @_builtins.property
+    def response_format(self) -> _struct_pb2.Struct:
+        """The form of the answer, as OpenAI's `response_format`: `{"type": "json_schema", "json_schema": {…}}`. Absent:
+        text. FAILED_PRECONDITION where what answers is no endpoint and cannot be held to it.
+        """
 
     def __init__(
         self,
@@ -946,10 +972,12 @@ class ChatOptions(_message.Message):
         max_output_tokens: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        tool_choice: _builtins.str = ...,
+        response_format: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "response_format", b"response_format", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
