@@ -61,6 +61,6 @@ END
 operator=$home/pki/operator
 [ -e "$home/client.json" ] || cat >"$home/client.json" <<END
 {"endpoint": "$public", "authority": "factory.svc", "ca": "$operator/ca.pem", "cert": "$operator/cert.pem",
- "key": "$operator/key.pem", "token": "$operator/token"}
+ "key": "$operator/key.pem", "token": "$operator/token", "home": "$home"}
 END
 echo "ready: cd $into && docker compose up --build --detach"

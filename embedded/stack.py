@@ -183,7 +183,7 @@ class Stack:
         operator = self.home / "pki" / "operator"
         files = {"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem", "token": "token"}
         paths = {name: str(operator / file) for name, file in files.items()}
-        return {"endpoint": self.endpoint, "authority": AUTHORITY, **paths}
+        return {"endpoint": self.endpoint, "authority": AUTHORITY, **paths, "home": str(self.home)}
 
 
 async def serve(

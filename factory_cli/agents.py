@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 
 from factory_cli import crews
 from factory_cli.client import ASSEMBLE_WITHIN_S, CALL_WITHIN_S, Client
@@ -47,13 +48,13 @@ async def logs(client: Client, out: Output, reference: str, *, follow: bool, tai
         agent=await client.agent_id(reference), tail_bytes=tail_bytes, follow=follow
     )
     timeout_s = None if follow else CALL_WITHIN_S
+    text = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may be cut by a chunk's end
     async for response in client.factory.GetAgentLogs(request, timeout=timeout_s):
         if out.as_json:
             chunk = base64.b64encode(response.chunk).decode()
             out.line({"offset": response.offset, "chunk": chunk})
         else:
-            out.stdout.write(response.chunk.decode(errors="replace"))
-            out.stdout.flush()
+            out.pass_on(text.decode(response.chunk))
 
 
 async def stop(client: Client, out: Output, reference: str, grace_s: float) -> None:

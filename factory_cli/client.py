@@ -40,6 +40,8 @@ class ClientFile:
     cert: Path
     key: Path
     token: Path
+    home: Path | None = None
+    """Where that stack keeps everything, if it is on this machine."""
 
     def identity(self) -> Identity:
         """Read the credentials as they are now; the factory renews them at half-life."""
@@ -116,7 +118,8 @@ def read_client_file(file: Path) -> ClientFile:
     if missing:
         raise NotConnectedError(f"cannot connect: '{file}' does not say {', '.join(missing)}")
     paths = {key: file.parent / body[key] for key in ("ca", "cert", "key", "token")}
-    return ClientFile(endpoint=body["endpoint"], authority=body["authority"], **paths)
+    home = file.parent / body["home"] if isinstance(body.get("home"), str) else None
+    return ClientFile(endpoint=body["endpoint"], authority=body["authority"], home=home, **paths)
 
 
 @asynccontextmanager

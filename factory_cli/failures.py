@@ -86,6 +86,8 @@ def explain(error: BaseException) -> Failure | None:
         return Failure(Exit.OK, "")
     if isinstance(error, CommandFailedError):
         return Failure(error.code, str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return Failure(Exit.FAILED, f"cannot use '{error.filename}': {error.strerror}")
     return _explain_remote(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
@@ -30,6 +31,8 @@ _STATE_STYLES = {
     "EXPIRED": "red",
     "UNREACHABLE": "red",
 }
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What makes a terminal do something, or show a line in another order than it was written."""
 
 
 class Output:
@@ -49,20 +52,25 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Print one JSON document, indented."""
-        self._write(json.dumps(plain(value), indent=2, ensure_ascii=False))
+        self._write(_json(plain(value), indent=2))
 
     def line(self, value: Any) -> None:
         """Print one line of JSON: an item of a stream."""
-        self._write(json.dumps(plain(value), ensure_ascii=False))
+        self._write(_json(plain(value)))
 
     def text(self, line: str = "") -> None:
         """Say something to people; programs do not see it."""
         if not self.as_json:
-            self._write(line)
+            self._write(harmless(line))
+
+    def pass_on(self, text: str) -> None:
+        """Print what an agent wrote: to files and pipes as it is, to a terminal without what drives that."""
+        self.stdout.write(harmless(text) if self.stdout.isatty() else text)
+        self.stdout.flush()
 
     def note(self, line: str) -> None:
         """Say something beside the result."""
-        self.stderr.write(f"{line}\n")
+        self.stderr.write(f"{harmless(line)}\n")
         self.stderr.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -87,13 +95,24 @@ class Output:
         for column in columns:
             table.add_column(column, no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(str(cell), style=_STATE_STYLES.get(str(cell), "")) for cell in row))
+            cells = [harmless(str(cell)) for cell in row]
+            table.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in cells))
         console.print(table)
         self._write("\n".join(line.rstrip() for line in sheet.getvalue().splitlines()))
 
     def _write(self, text: str) -> None:
         self.stdout.write(f"{text}\n")
         self.stdout.flush()
+
+
+def harmless(text: str) -> str:
+    """Show control characters instead of sending them: names, texts and errors may come from an agent."""
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    # JSON escapes most of them by itself; those that it leaves stand within its strings.
+    return harmless(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from factory_server.identity.secretfiles import VALUE_MAX_BYTES, SecretFiles
 def write(home: Path, out: Output, name: str) -> None:
     """Keep what comes on standard input; a terminal is asked without an echo."""
     SecretFiles(home).write(name, _value(name))
-    _done(out, name, f"secret '{name}' is kept")
+    _done(out, name, f"secret '{name}' is kept in {home}")
 
 
 def show(home: Path, out: Output) -> None:

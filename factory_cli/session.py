@@ -29,6 +29,22 @@ class Session:
     out: Output
     home_chosen: bool = False
     """The home was named by option or environment; `demo` else takes one of its own."""
+    client_decides: bool = False
+    """`--client` came without `--home`: what is done to a home is done to the one that this file names."""
+
+    def stack_home(self) -> Path:
+        """Return the home of the stack that commands go to, for those that work on its files."""
+        if not self.client_decides:
+            return self.home
+        from factory_cli.client import read_client_file
+        from factory_cli.failures import UsageFailedError
+
+        home = read_client_file(self.client_file).home
+        if home is None:
+            raise UsageFailedError(
+                f"cannot tell whose files these are: '{self.client_file}' names no home; add --home"
+            )
+        return home
 
 
 def begin(home: Path | None, client_file: Path | None, *, as_json: bool) -> Session:
@@ -40,6 +56,7 @@ def begin(home: Path | None, client_file: Path | None, *, as_json: bool) -> Sess
         client_file=client_file or place / "client.json",
         out=Output(as_json=as_json),
         home_chosen=named is not None,
+        client_decides=client_file is not None and home is None,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from factory_cli.client import CALL_WITHIN_S, Client
 from factory_cli.failures import CommandFailedError
 from factory_cli.output import Output, free_json
 from factory_cli.requests import PAGE_SIZE, duration, pages, struct
-from hyperfactory.v1 import tool_service_pb2
+from hyperfactory.v1 import agent_service_pb2, tool_service_pb2
 
 ALL_CREWS = "-"
 CALL_MARGIN_S = 5.0
@@ -18,7 +19,7 @@ CALL_MARGIN_S = 5.0
 async def list_(client: Client, out: Output, crew: str, agent: str) -> None:
     """Print the tools that the caller's scope may use."""
     crew_id = await _crew_id(client, crew)
-    agent_id = await client.agent_id(agent) if agent else ""
+    agent_id = await agent_in(client, crew_id, agent) if agent else ""
 
     async def fetch(token: str) -> tool_service_pb2.ToolServiceListToolsResponse:
         request = tool_service_pb2.ToolServiceListToolsRequest(
@@ -68,15 +69,39 @@ async def call(client: Client, out: Output, crew: str, name: str, arguments: str
         result = response.result
         if result.is_error:
             raise CommandFailedError(f"the tool failed: {result.text}")
-        out.text(result.text)
-        if not out.as_json and result.HasField("structured"):
-            out.document(free_json(result.structured))
+        if not out.as_json:
+            show_result(out, result)
         return
     raise CommandFailedError("the call's stream ended before its result")
 
 
 async def _crew_id(client: Client, crew: str) -> str:
     return crew if crew == ALL_CREWS else await client.crew_id(crew)
+
+
+async def agent_in(client: Client, crew_id: str, agent: str) -> str:
+    """The agent that is meant, which exists: by id or crew/name, or by its name where the crew is said."""
+    if "/" in agent:
+        return await client.agent_id(agent)
+    if crew_id == ALL_CREWS:
+        return (await client.agent(agent)).id
+    return (await client.member(crew_id, agent)).id
+
+
+def show_result(out: Output, result: agent_service_pb2.ToolResult) -> None:
+    """Print what the tool said, once: most say as text, too, what they say as structure."""
+    structured = free_json(result.structured) if result.HasField("structured") else None
+    if structured is None or not _says(result.text, structured):
+        out.text(result.text)
+    if structured is not None:
+        out.document(structured)
+
+
+def _says(text: str, value: object) -> bool:
+    try:
+        return bool(json.loads(text) == value)
+    except ValueError:
+        return False
 
 
 def _tell(out: Output, response: tool_service_pb2.WatchToolsResponse) -> None:

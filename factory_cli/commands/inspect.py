@@ -33,4 +33,4 @@ def check_leaks(
     from factory_cli import leaks
 
     session = session_of(context)
-    raise typer.Exit(asyncio.run(leaks.run(session.home, session.out, within_s=within)))
+    raise typer.Exit(asyncio.run(leaks.run(session.stack_home(), session.out, within_s=within)))

@@ -9,7 +9,7 @@ import typer
 from factory_cli.session import session_of
 
 app = typer.Typer(no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="The secret's name, as profiles say it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The secret's name, as profiles say it.")]
 
 
 @app.command("set")
@@ -18,7 +18,7 @@ def set_(context: typer.Context, name: Name) -> None:
     from factory_cli import secret_values
 
     session = session_of(context)
-    secret_values.write(session.home, session.out, name)
+    secret_values.write(session.stack_home(), session.out, name)
 
 
 @app.command("list")
@@ -27,7 +27,7 @@ def list_(context: typer.Context) -> None:
     from factory_cli import secret_values
 
     session = session_of(context)
-    secret_values.show(session.home, session.out)
+    secret_values.show(session.stack_home(), session.out)
 
 
 @app.command()
@@ -36,4 +36,4 @@ def delete(context: typer.Context, name: Name) -> None:
     from factory_cli import secret_values
 
     session = session_of(context)
-    secret_values.remove(session.home, session.out, name)
+    secret_values.remove(session.stack_home(), session.out, name)

@@ -17,7 +17,9 @@ AnyCrew = Annotated[str, typer.Argument(metavar="[CREW]", help="The crew's id or
 def list_(
     context: typer.Context,
     crew: AnyCrew = "-",
-    agent: Annotated[str, typer.Option(help="Only of this agent (id, or crew/name).")] = "",
+    agent: Annotated[
+        str, typer.Option(help="Only of this agent (its id, CREW/NAME, or its name in CREW).")
+    ] = "",
 ) -> None:
     """List the tools that your scope may use, by public name."""
     from factory_cli import tools
@@ -41,8 +43,10 @@ def watch(
 def call(
     context: typer.Context,
     crew: CrewRef,
-    name: Annotated[str, typer.Argument(help="The tool's public name, as coder-1__read_file.")],
-    arguments: Annotated[str, typer.Argument(help="Its arguments, a JSON object.")] = "{}",
+    name: Annotated[
+        str, typer.Argument(metavar="TOOL", help="The tool's public name, as coder-1__read_file.")
+    ],
+    arguments: Annotated[str, typer.Argument(metavar="[JSON]", help="Its arguments, a JSON object.")] = "{}",
     timeout: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds that it may take.")] = 60.0,
 ) -> None:
     """Call a tool; print its progress and its result."""

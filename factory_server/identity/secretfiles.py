@@ -39,6 +39,7 @@ class SecretFiles:
         """Make or replace one, whole or not at all. Invalid for a name or a value that none can have."""
         value = value.removesuffix(b"\n").removesuffix(b"\r")
         _check(name, value)
+        _passable(self._directory.parent)
         directory = private_directory(self._directory)
         fresh = directory / f".new-{secrets.token_hex(8)}"
         try:
@@ -67,6 +68,13 @@ class SecretFiles:
             with suppress(OSError, UnicodeDecodeError):
                 found[name] = _text(self._directory / name)
         return found
+
+
+def _passable(home: Path) -> None:
+    """Make a home that is not there yet as the stack does: it runs parts of itself under other uids."""
+    if not home.exists():
+        home.mkdir(parents=True)
+        home.chmod(0o711)
 
 
 def _text(path: Path) -> str:
