@@ -136,7 +136,7 @@ async def _look_at_bus(found: Belongings, home: Path) -> None:
     )
     try:
         users = [str(name) for name in await bus.acl_users()]
-        keys = [str(key) async for key in bus.scan_iter(match="crew:*", count=1_000)]
+        keys = [str(key) async for key in bus.scan_iter(match="crew*", count=1_000)]
     except (RedisError, OSError) as error:
         found.absent["valkey"] = f"Valkey does not answer: {error}"
         return

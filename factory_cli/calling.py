@@ -23,6 +23,7 @@ from hyperfactory.v1 import (
     options_pb2,
     profile_service_pb2,
     skill_service_pb2,
+    tool_service_pb2,
 )
 from wire.proto_json import fill, load_object
 
@@ -32,9 +33,11 @@ _FILES = (
     crew_service_pb2,
     profile_service_pb2,
     skill_service_pb2,
+    tool_service_pb2,
     agent_service_pb2,
     health_pb2,
 )
+_AGENT = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
 
 
 def services() -> Iterator[ServiceDescriptor]:
@@ -90,6 +93,8 @@ async def call(session: Session, name: str, text: str, authority: str, timeout_s
         raise UsageFailedError(
             f"'{name}' takes a stream of requests, which JSON on a command line cannot carry"
         )
+    if method.containing_service is _AGENT and not authority:
+        raise UsageFailedError(f"'{name}' is served by agents: name one with --authority")
     request = _request(method, sys.stdin.read(REQUEST_MAX_BYTES) if text == "-" else text)
     path = f"/{method.containing_service.full_name}/{method.name}"
     response_type = GetMessageClass(method.output_type)

@@ -84,7 +84,7 @@ COUNTERS: tuple[Counter, ...] = (
         lambda b: b.bus_users,
         "valkey",
     ),
-    Counter("bus keys", "keys 'crew:*' without a live crew", lambda b: b.bus_keys, "valkey"),
+    Counter("bus keys", "keys 'crew*' without a live crew", lambda b: b.bus_keys, "valkey"),
     Counter("routes", "names of ended crews in the gateway's routes", lambda b: b.routes, "gateway"),
 )
 
