@@ -320,6 +320,34 @@ PROFILE_STAGE_RETIRED: ProfileStage.ValueType  # 4
 """Not for new crews."""
 Global___ProfileStage: _TypeAlias = ProfileStage  # noqa: Y015
 
+class _McpAudience:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _McpAudienceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_McpAudience.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MCP_AUDIENCE_UNSPECIFIED: _McpAudience.ValueType  # 0
+    """As `MCP_AUDIENCE_ALL`."""
+    MCP_AUDIENCE_ALL: _McpAudience.ValueType  # 1
+    """Whoever may use the agent: MCP has these read, and change nothing."""
+    MCP_AUDIENCE_WRITERS: _McpAudience.ValueType  # 2
+    """Those whose scope lets them change things (`coder`, `admin`)."""
+    MCP_AUDIENCE_NONE: _McpAudience.ValueType  # 3
+    """Nobody: it is not listed."""
+
+class McpAudience(_McpAudience, metaclass=_McpAudienceEnumTypeWrapper):
+    """Who sees and uses what an MCP server offers beside tools."""
+
+MCP_AUDIENCE_UNSPECIFIED: McpAudience.ValueType  # 0
+"""As `MCP_AUDIENCE_ALL`."""
+MCP_AUDIENCE_ALL: McpAudience.ValueType  # 1
+"""Whoever may use the agent: MCP has these read, and change nothing."""
+MCP_AUDIENCE_WRITERS: McpAudience.ValueType  # 2
+"""Those whose scope lets them change things (`coder`, `admin`)."""
+MCP_AUDIENCE_NONE: McpAudience.ValueType  # 3
+"""Nobody: it is not listed."""
+Global___McpAudience: _TypeAlias = McpAudience  # noqa: Y015
+
 @_typing.final
 class Condition(_message.Message):
     """An observed fact beside the state, with a named reason."""
@@ -836,10 +864,18 @@ class McpServer(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     READ_ONLY_TOOLS_FIELD_NUMBER: _builtins.int
     START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A DNS label, unique in the profile."""
     command: _builtins.str
     """The program, as found on the sandbox's PATH or by its absolute path there."""
+    resources: Global___McpAudience.ValueType
+    """To whom its resources and resource templates are offered. Default: all. Whatever is said here, those who may not
+    write read `file:` resources below the workspace alone.
+    """
+    prompts: Global___McpAudience.ValueType
+    """To whom its prompts are offered. Default: all."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its arguments, at most 64."""
@@ -875,10 +911,12 @@ class McpServer(_message.Message):
         tools: _abc.Iterable[_builtins.str] | None = ...,
         read_only_tools: _abc.Iterable[_builtins.str] | None = ...,
         start_timeout: _duration_pb2.Duration | None = ...,
+        resources: Global___McpAudience.ValueType = ...,
+        prompts: Global___McpAudience.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "name", b"name", "read_only_tools", b"read_only_tools", "secret_env", b"secret_env", "start_timeout", b"start_timeout", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "name", b"name", "prompts", b"prompts", "read_only_tools", b"read_only_tools", "resources", b"resources", "secret_env", b"secret_env", "start_timeout", b"start_timeout", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
