@@ -13,6 +13,10 @@ from wire.errors import FieldViolation, Invalid
 
 _UNKNOWN = re.compile(r'has no field named "(?P<name>[^"]+)" at "(?P<path>[^"]*)"')
 _FAILED = re.compile(r"^Failed to parse (?P<name>\w+) field: (?P<why>.*)", re.DOTALL)
+_PYTHONS_WORDS = (
+    (re.compile(r"invalid literal for int\(\) with base 10: "), "no whole number: "),
+    (re.compile(r"could not convert string to float: "), "no number: "),
+)
 _DURATION = "google.protobuf.Duration"
 M = TypeVar("M", bound=Message)
 
@@ -92,6 +96,8 @@ def _explained(why: str, root: str, name: str) -> Invalid:
     while failed := _FAILED.match(why):
         steps.append(failed["name"])
         why = failed["why"]
+    for pattern, meaning in _PYTHONS_WORDS:
+        why = pattern.sub(meaning, why)
     return bad(".".join(steps) or "body", f"cannot be read: {why.strip().rstrip('.')}")
 
 

@@ -14,16 +14,27 @@ from factory_server.api.http.failures import JSON, as_json
 
 EVENTS: Final = "text/event-stream"
 LINES: Final = "application/x-ndjson"
+FLOAT_EXACT_MAX: Final = 2**53
 
 
 def encode(message: Message) -> bytes:
     """A message as JSON; fields that are not set are there, so that the shape does not depend on the data."""
-    return _dump(MessageToDict(message, always_print_fields_with_no_presence=True))
+    return _dump(_whole(MessageToDict(message, always_print_fields_with_no_presence=True)))
 
 
 def document(message: Message) -> web.Response:
     """The answer of a unary method."""
     return web.Response(body=encode(message), content_type=JSON)
+
+
+def _whole(value: Any) -> Any:
+    """Write whole numbers without a fraction: free JSON is kept as floats, and an agent's schema says `1`."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= FLOAT_EXACT_MAX
+    return int(value) if whole else value
 
 
 def _dump(document: Any) -> bytes:

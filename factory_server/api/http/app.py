@@ -18,7 +18,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from factory_server.api.http.context import HttpContext, Peers
-from factory_server.api.http.failures import Aborted, refusal, response
+from factory_server.api.http.failures import Aborted, refusal, response, unserved
 from wire.channels import SERVER_MESSAGE_MAX_BYTES
 from wire.errors import FactoryError
 from wire.guarded import GuardedMethod, Guards
@@ -116,10 +116,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except FactoryError as error:
         return _whole(request, response(to_status(error)))
     except web.HTTPException as error:
-        answer = refusal(error.status, error.reason)
-        if "Allow" in error.headers:
-            answer.headers["Allow"] = error.headers["Allow"]
-        return answer
+        return unserved(request.method, error)
 
 
 def _whole(request: web.Request, answer: web.Response) -> web.Response:

@@ -42,7 +42,7 @@ _BY_NUMBER: Final = {code.value[0]: http for code, http in HTTP_CODES.items()}
 # What HTTP itself refuses, in our words; the HTTP code stays.
 _NATIVE: Final[dict[int, type[FactoryError]]] = {
     404: errors.NotFound,
-    405: errors.Unimplemented,
+    405: errors.NotFound,
     408: errors.DeadlineExceeded,
     413: errors.Exhausted,
     431: errors.Exhausted,
@@ -85,8 +85,20 @@ def response(status: status_pb2.Status, http: int = 0) -> web.Response:
 
 def refusal(http: int, message: str) -> web.Response:
     """The answer to what HTTP itself refuses."""
-    kind = _NATIVE.get(http, errors.Invalid)
-    return response(to_status(kind(message)), http)
+    kind = _NATIVE.get(http)
+    error = kind(message) if kind is not None else errors.Invalid(message, reason="MALFORMED_MESSAGE")
+    return response(to_status(error), http)
+
+
+def unserved(verb: str, error: web.HTTPException) -> web.Response:
+    """The answer to what the router refuses: a path or, with `Allow`, a verb that nobody serves."""
+    allowed = error.headers.get("Allow", "")
+    if not allowed:
+        known = {404: "nothing is served at this path; /openapi.json lists what is"}
+        return refusal(error.status, known.get(error.status, error.reason))
+    answer = refusal(error.status, f"{verb} is not served at this path, {allowed.replace(',', ', ')} is")
+    answer.headers["Allow"] = allowed
+    return answer
 
 
 def _retry_after_s(status: status_pb2.Status) -> int:

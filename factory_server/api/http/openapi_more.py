@@ -146,7 +146,7 @@ def _chat_request() -> Json:
         "One message.",
         ["role"],
         role={"enum": sorted(completions.ROLES)},
-        content={"type": ["string", "array", "null"]},
+        content={"anyOf": [text, _list({"type": "object"}), {"type": "null"}]},
         tool_calls=_list({"type": "object"}),
         tool_call_id=text,
     )
