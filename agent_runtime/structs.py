@@ -36,8 +36,13 @@ def to_plain(value: Value) -> Any:
 def to_struct(plain: Mapping[str, Any]) -> Struct:
     struct = Struct()
     for key, item in plain.items():
-        struct.fields[str(key)].CopyFrom(to_value(item))
+        struct.fields[sayable(str(key))].CopyFrom(to_value(item))
     return struct
+
+
+def sayable(text: str) -> str:
+    """The text, a question mark for each half of a character: that has no bytes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def to_value(plain: Any) -> Value:
@@ -52,7 +57,7 @@ def to_value(plain: Any) -> Value:
                 raise Invalid(f"cannot send the number {plain}: it is no JSON")
             return Value(number_value=plain)
         case str():
-            return Value(string_value=plain)
+            return Value(string_value=sayable(plain))
         case Mapping():
             return Value(struct_value=to_struct(plain))
         case list() | tuple():

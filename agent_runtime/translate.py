@@ -14,7 +14,7 @@ from agent_runtime.limits import REPORT_MAX_BYTES, RESULT_MAX_BYTES
 from agent_runtime.memory import Blob
 from agent_runtime.models import Offer, Options
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
-from agent_runtime.structs import to_dict, to_struct
+from agent_runtime.structs import sayable, to_dict, to_struct
 from agent_runtime.tasks import Progress, Result
 from agent_runtime.tools.registry import Outcome, Tool
 from hyperfactory.v1 import agent_service_pb2 as pb
@@ -97,9 +97,11 @@ def tool_update(update: Progress | Outcome) -> pb.CallToolResponse:
         update = Outcome(
             "the tool asks its caller for more, which can be answered by MCP only", is_error=True
         )
+    said = sayable(update.text or "\n".join(_text(block) for block in update.content))
+    _check_size(len(said.encode()), "the tool's result")
     return pb.CallToolResponse(
         result=pb.ToolResult(
-            text=update.text or "\n".join(_text(block) for block in update.content),
+            text=said,
             structured=_bounded(update.structured, "the tool's result"),
             is_error=update.is_error,
         )
@@ -120,9 +122,13 @@ def _bounded(plain: Any, what: str) -> Struct:
         struct = to_struct(plain)
     except FactoryError as error:
         raise AgentCodeFailed(f"{what} is no JSON: {error}") from error
-    if struct.ByteSize() > RESULT_MAX_BYTES:
-        raise Exhausted(f"{what} has more than {RESULT_MAX_BYTES} bytes", quota="result bytes")
+    _check_size(struct.ByteSize(), what)
     return struct
+
+
+def _check_size(size_bytes: int, what: str) -> None:
+    if size_bytes > RESULT_MAX_BYTES:
+        raise Exhausted(f"{what} has more than {RESULT_MAX_BYTES} bytes", quota="result bytes")
 
 
 def turn(message: pb.ChatMessage) -> ChatTurn:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.http.messages import JSON_TYPE, HttpError, Request, Response, events
-from agent_runtime.mcp import methods
+from agent_runtime.mcp import answers, methods
 from agent_runtime.mcp.asked import Asked
 from agent_runtime.mcp.exchange import Exchange
 from agent_runtime.mcp.listeners import Listeners, offered
@@ -24,6 +24,9 @@ from wire.mcp.revisions import CANCELLED, HANDSHAKE, SESSION_HEADER, STATELESS, 
 from wire.policy import current_caller
 
 log = logging.getLogger(__name__)
+
+Said = tuple[bytes, int]
+"""A response and its HTTP status."""
 
 
 class Endpoint:
@@ -56,7 +59,7 @@ class Endpoint:
             raise HttpError(406, "the stream is text/event-stream")
         session = self._session(request)
         self._check_room()
-        return events(self._listeners.session(session, current_caller().scopes))
+        return events(self._listeners.session(session, current_caller()))
 
     async def delete(self, request: Request) -> Response:
         """The client ends its session."""
@@ -68,7 +71,7 @@ class Endpoint:
 
     def _check_room(self) -> None:
         try:
-            self._listeners.check()
+            self._listeners.check(current_caller())
         except FactoryError as error:
             raise HttpError(503, error.message) from error
 
@@ -140,40 +143,35 @@ class Endpoint:
         wanted = asked.params.get("notifications")
         if not isinstance(wanted, dict):
             raise invalid_params("params.notifications says what to listen to")
-        self._listeners.check()
+        self._listeners.check(asked.caller)
         honoured = forms.listenable(wanted, offered(self._agent))
-        return events(self._listeners.listen(asked.request.id, honoured, asked.caller.scopes))
+        return events(self._listeners.listen(asked.request.id, honoured, asked.caller))
 
     async def _respond(self, asked: Asked) -> Response:
         """The answer: at once where nobody would hear what comes before it, else as soon as anything comes."""
         method = methods.method(asked)
         if not asked.exchange.heard:
-            return _json(messages.result(asked.request.id, self._typed(asked, await method(asked))))
+            return _whole(*await self._work(asked, method))
         working = self._tasks.spawn(self._work(asked, method), f"mcp {asked.request.method}"[:80])
         working.add_done_callback(lambda _: asked.exchange.end())
         if asked.session is not None:
             self._remember(asked.session, asked.request.id, working)
         return await _answered(asked, working)
 
-    async def _work(self, asked: Asked, method: methods.Method) -> tuple[Json, int]:
+    async def _work(self, asked: Asked, method: methods.Method) -> Said:
         """The response, also where it is an error: whoever reads the stream finds it there."""
         try:
-            return messages.result(asked.request.id, self._typed(asked, await method(asked))), 200
+            return answers.answered(asked, await method(asked)), 200
         except (McpError, FactoryError) as error:
             wrong = error if isinstance(error, McpError) else from_native(error)
             status = wrong.status if asked.client.stateless or wrong.status == 400 else 200
-            return messages.error(asked.request.id, wrong), status
         except Exception:
             log.exception("an MCP method failed", extra={"method": asked.request.method[:80]})
-            return messages.error(asked.request.id, McpError(INTERNAL_ERROR, "a defect of ours")), 500
-
-    def _typed(self, asked: Asked, value: Json) -> Json:
-        if "resultType" in value or not asked.client.stateless:
-            return value
-        return forms.complete(value, STATELESS, methods.server_info(self._agent))
+            wrong, status = McpError(INTERNAL_ERROR, "a defect of ours"), 500
+        return messages.encode(messages.error(asked.request.id, wrong)), status
 
     @staticmethod
-    def _remember(session: Session, identifier: Id, working: asyncio.Task[tuple[Json, int]]) -> None:
+    def _remember(session: Session, identifier: Id, working: asyncio.Task[Said]) -> None:
         """So that the client can cancel it."""
         session.running[identifier] = working
         working.add_done_callback(lambda _: session.running.pop(identifier, None))
@@ -195,7 +193,7 @@ class Endpoint:
         return Response(202)
 
 
-async def _answered(asked: Asked, working: asyncio.Task[tuple[Json, int]]) -> Response:
+async def _answered(asked: Asked, working: asyncio.Task[Said]) -> Response:
     try:
         first = await asked.exchange.next()
     except asyncio.CancelledError:
@@ -204,20 +202,17 @@ async def _answered(asked: Asked, working: asyncio.Task[tuple[Json, int]]) -> Re
     if first is None:
         if working.cancelled():
             return Response(202)  # the client does not want it any more
-        message, status = working.result()
-        return _json(message, status)
+        return _whole(*working.result())
     return events(_stream(asked, working, first))
 
 
-async def _stream(
-    asked: Asked, working: asyncio.Task[tuple[Json, int]], first: Json
-) -> AsyncGenerator[bytes, None]:
+async def _stream(asked: Asked, working: asyncio.Task[Said], first: bytes) -> AsyncGenerator[bytes, None]:
     """What comes before the answer, then the answer. Closing the stream cancels the work."""
-    message: Json | None = first
+    event: bytes | None = first
     try:
-        while message is not None:
-            yield messages.event(message)
-            message = await asked.exchange.next()
+        while event is not None:
+            yield event
+            event = await asked.exchange.next()
         if not working.cancelled():
             yield messages.event(working.result()[0])
     finally:
@@ -225,4 +220,8 @@ async def _stream(
 
 
 def _json(message: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(status, messages.encode(message), {"content-type": JSON_TYPE, **(headers or {})})
+    return _whole(messages.encode(message), status, headers)
+
+
+def _whole(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(status, body, {"content-type": JSON_TYPE, **(headers or {})})

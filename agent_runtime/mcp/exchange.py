@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from agent_runtime.mcp.limits import ASK_MAX_S, WAITING_MAX
@@ -27,7 +28,7 @@ class Exchange:
         self._token = token
         self._level = level
         self._session = session
-        self._waiting: deque[Json] = deque(maxlen=WAITING_MAX)
+        self._waiting: deque[bytes] = deque(maxlen=WAITING_MAX)
         self._news = asyncio.Event()
         self._done = -1.0
         self._ended = False
@@ -38,7 +39,7 @@ class Exchange:
 
     def progress(self, step: Progress) -> None:
         """Progress only rises: what falls back is not told."""
-        if self._token is not None and step.fraction > self._done:
+        if self._token is not None and inf > step.fraction > self._done:
             self._done = step.fraction
             self._send(forms.progress(self._token, step.fraction, 1.0, step.message))
 
@@ -61,7 +62,8 @@ class Exchange:
                 raise DeadlineExceeded(f"the client did not answer within {ASK_MAX_S:g} s") from None
 
     def _send(self, message: Json) -> None:
-        self._waiting.append(message)
+        """Encoded here, so that what is no JSON fails whoever says it and not the stream."""
+        self._waiting.append(messages.event(message))
         self._news.set()
 
     def end(self) -> None:
@@ -69,8 +71,8 @@ class Exchange:
         self._ended = True
         self._news.set()
 
-    async def next(self) -> Json | None:
-        """The next message; None when there will be none."""
+    async def next(self) -> bytes | None:
+        """The next message as an event; None when there will be none."""
         while not self._waiting:
             if self._ended:
                 return None

@@ -13,6 +13,7 @@ PAGE_MAX: Final = 500
 # Messages that wait for a client that does not read: the oldest go.
 WAITING_MAX: Final = 256
 STREAMS_MAX: Final = 64
+STREAMS_OF_CALLER_MAX: Final = 32  # so that one caller never takes all of them
 KEEP_ALIVE_S: Final = 15.0
 
 SESSIONS_MAX: Final = 64
@@ -21,3 +22,5 @@ SUBSCRIPTIONS_MAX: Final = 256
 URI_MAX_CHARS: Final = 2048
 STATE_MAX_CHARS: Final = 64 * 1024
 """What a tool may hand to its caller, to have it back with the answers."""
+ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
+"""The largest file of a skill pack in base64, and some more."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 from agent_runtime.assumed import AssumedAgent
-from agent_runtime.mcp.limits import KEEP_ALIVE_S, STREAMS_MAX, WAITING_MAX
+from agent_runtime.mcp.limits import KEEP_ALIVE_S, STREAMS_MAX, STREAMS_OF_CALLER_MAX, WAITING_MAX
 from agent_runtime.mcp.methods import capabilities
 from agent_runtime.mcp.sessions import Session
 from wire.errors import Exhausted
 from wire.mcp import forms, messages
 from wire.mcp.messages import Id, Json
 from wire.mcp.revisions import LISTENABLE, PROMPTS_CHANGED, RESOURCE_UPDATED, RESOURCES_CHANGED, TOOLS_CHANGED
+from wire.policy import Caller
 
 COMMENT = b":\n\n"
 Lists = dict[str, Sequence[Any]]
@@ -33,15 +34,17 @@ class Listeners:
 
     def __init__(self, agent: AssumedAgent) -> None:
         self._agent = agent
-        self._open = 0
+        self._open: Counter[str] = Counter()
 
-    def check(self) -> None:
-        if self._open >= STREAMS_MAX:
+    def check(self, caller: Caller) -> None:
+        """`Exhausted` where there is no room for one more stream of this caller."""
+        if self._open.total() >= STREAMS_MAX:
             raise Exhausted(f"cannot open more than {STREAMS_MAX} streams", quota="streams")
+        if self._open[caller.spiffe] >= STREAMS_OF_CALLER_MAX:
+            message = f"a caller cannot open more than {STREAMS_OF_CALLER_MAX} streams"
+            raise Exhausted(message, quota="streams of a caller")
 
-    async def listen(
-        self, identifier: Id, wanted: Json, scopes: frozenset[str]
-    ) -> AsyncGenerator[bytes, None]:
+    async def listen(self, identifier: Id, wanted: Json, caller: Caller) -> AsyncGenerator[bytes, None]:
         """The stream of a `subscriptions/listen`: first what will come, then what comes."""
         kinds = {LISTENABLE[kind] for kind in wanted if kind in LISTENABLE}
         uris = frozenset(wanted.get("resourceSubscriptions", ()))
@@ -50,26 +53,26 @@ class Listeners:
             return forms.subscribed(method, identifier, params)
 
         yield messages.event(forms.acknowledged(identifier, wanted))
-        changes = _Changes(self._agent, scopes, kinds, lambda: uris)
-        async for data in self._stream(changes, frame):
+        changes = _Changes(self._agent, caller.scopes, kinds, lambda: uris)
+        async for data in self._stream(caller, changes, frame):
             yield data
 
-    async def session(self, session: Session | None, scopes: frozenset[str]) -> AsyncGenerator[bytes, None]:
+    async def session(self, session: Session | None, caller: Caller) -> AsyncGenerator[bytes, None]:
         """The GET stream."""
         changes = _Changes(
             self._agent,
-            scopes,
+            caller.scopes,
             LISTENABLE.values(),
             lambda: frozenset(session.subscriptions) if session is not None else frozenset(),
         )
         yield COMMENT  # so that the client sees the stream open
-        async for data in self._stream(changes, lambda method, params: messages.notification(method, params)):
+        async for data in self._stream(caller, changes, messages.notification):
             yield data
 
     async def _stream(
-        self, changes: _Changes, frame: Callable[[str, Json], Json]
+        self, caller: Caller, changes: _Changes, frame: Callable[[str, Json], Json]
     ) -> AsyncGenerator[bytes, None]:
-        self._open += 1
+        self._open[caller.spiffe] += 1
         try:
             with changes:
                 while True:
@@ -81,7 +84,8 @@ class Listeners:
                     else:
                         yield messages.event(frame(method, params))
         finally:
-            self._open -= 1
+            self._open[caller.spiffe] -= 1
+            self._open += Counter()  # nothing is kept of who has none
 
 
 class _Changes:

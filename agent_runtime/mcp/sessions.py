@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,8 +55,8 @@ class Session:
             future.set_exception(McpError(INTERNAL_ERROR, f"the client cannot answer: {said}"))
 
     def cancel(self, identifier: Any) -> None:
-        """Stop what the client does not want any more."""
-        if isinstance(identifier, str | int) and (task := self.running.get(identifier)):
+        """Stop what the client does not want any more. True is no 1."""
+        if type(identifier) in (str, int) and (task := self.running.get(identifier)):
             task.cancel()
 
     def end(self) -> None:
@@ -65,7 +65,8 @@ class Session:
 
 
 class Sessions:
-    """A bounded number: the one that was unused for longest goes."""
+    """A bounded number: of the caller who has most of them the one goes that was unused for longest, so that
+    nobody ends another's calls by beginning sessions."""
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
@@ -79,7 +80,7 @@ class Sessions:
     def begin(self, spiffe: str, revision: str, name: str, capabilities: Mapping[str, Any]) -> Session:
         self._forget_idle()
         while len(self._sessions) >= SESSIONS_MAX:
-            self._sessions.popitem(last=False)[1].end()
+            self.end(self._crowding())
         client = Client(dict(capabilities), name[:128], revision)
         session = Session(os.urandom(16).hex(), spiffe, client)
         self._sessions[session.id] = session
@@ -97,6 +98,12 @@ class Sessions:
     def end(self, session: Session) -> None:
         self._sessions.pop(session.id, None)
         session.end()
+
+    def _crowding(self) -> Session:
+        count = Counter(session.spiffe for session in self)
+        most = max(count.values())
+        crowd = [session for session in self if count[session.spiffe] == most]
+        return next((session for session in crowd if not session.running), crowd[0])
 
     def _forget_idle(self) -> None:
         now_s = time.monotonic()

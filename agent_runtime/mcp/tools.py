@@ -82,6 +82,6 @@ def _called(outcome: Outcome) -> Json:
     structured = outcome.structured or None
     content = list(outcome.content)
     if not content:
-        said = outcome.text or ("" if structured is None else json.dumps(structured))
+        said = outcome.text or ("" if structured is None else json.dumps(structured, default=repr))
         content = [forms.text(said)] if said else []
     return forms.called(content, structured, is_error=outcome.is_error)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agent_runtime.limits import TASK_MAX_S
-from agent_runtime.tools.schema import check_schema, mismatches, problems
+from agent_runtime.tools.schema import check_schema, faults, mismatches
 from wire.errors import AlreadyExists, Denied, Invalid, NotFound
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Registry:
         answered: Round | None = None,
     ) -> Outcome:
         """Check the arguments and run the tool; what the caller can mend comes back as an error outcome."""
-        if not tool.foreign and (wrong := list(problems(tool.input_schema, arguments))):
+        if not tool.foreign and (wrong := faults(tool.input_schema, arguments)):
             return _wrong("; ".join(wrong[:PROBLEMS_SHOWN]), wrong)
         timeout_s = min(timeout_s, TASK_MAX_S)
         try:

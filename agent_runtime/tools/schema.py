@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from agent_runtime.tools.budget import TooLong, bounded
 from agent_runtime.tools.keywords import APPLIERS, CHECKS, SchemaError, Walk, is_type, resolve
 
 DIALECTS: Final = frozenset(
@@ -43,6 +44,13 @@ def check_schema(schema: Schema) -> None:
         raise SchemaError(f"cannot check the dialect '{dialect}' in a tool's schema")
     if schema.get("type", "object") != "object":
         raise SchemaError("a tool's arguments are of type object")
+    try:
+        bounded(lambda: _check_all(schema))
+    except TooLong as error:
+        raise SchemaError("a tool's schema takes too long to check") from error
+
+
+def _check_all(schema: Schema) -> None:
     for count, inner in enumerate(_walk(schema, 0)):
         if count >= SUBSCHEMAS_MAX:
             raise SchemaError(f"a tool's schema has more than {SUBSCHEMAS_MAX} parts")
@@ -107,10 +115,21 @@ def problems(schema: Schema, value: Any, path: str = "arguments") -> Iterator[st
     return _problems(schema, value, path, Walk(schema, _problems))
 
 
+def faults(schema: Schema, arguments: Any) -> list[str]:
+    """What is wrong with a call's arguments, found within bounds: what cannot be checked is wrong."""
+    try:
+        return bounded(lambda: list(problems(schema, arguments)))
+    except TooLong:
+        return ["arguments take too long to check"]
+
+
 def mismatches(schema: Schema, result: Any) -> list[str]:
     """What is wrong with a result; nothing where it is too much to check, for that is no fault of the tool."""
     walk = Walk(schema, _problems)
-    found = list(_problems(schema, result, "result", walk))
+    try:
+        found = bounded(lambda: list(_problems(schema, result, "result", walk)))
+    except TooLong:
+        return []
     return [] if walk.cut else found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import jsonschema
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_runtime.tools.schema import check_schema, problems
+from agent_runtime.tools.budget import CHECK_MAX_S
+from agent_runtime.tools.schema import check_schema, faults, mismatches, problems
 
 NAMES = st.sampled_from(["a", "b", "ab", "c"])
 NUMBERS = st.integers(-3, 6) | st.sampled_from([0.5, 1.0, 2.5])
@@ -148,3 +150,14 @@ def test_a_check_ends_however_the_schema_refers_to_itself() -> None:
     bomb["properties"] = {"v": {"$ref": "#/$defs/d11"}}
     check_schema(bomb)
     assert list(problems(bomb, {"v": 1}))
+
+
+def test_a_pattern_that_never_ends_holds_the_loop_for_a_moment_only() -> None:
+    evil = {"type": "object", "properties": {"v": {"type": "string", "pattern": "^(a+)+$"}}}
+    check_schema(evil)
+    assert faults(evil, {"v": "aaa"}) == []
+    began_s = time.process_time()
+    assert faults(evil, {"v": "a" * 60 + "b"}) == ["arguments take too long to check"]
+    assert mismatches(evil, {"v": "a" * 60 + "b"}) == []
+    assert time.process_time() - began_s < 4 * CHECK_MAX_S
+    assert faults(evil, {"v": "b"}) == ["arguments.v must match ^(a+)+$"]

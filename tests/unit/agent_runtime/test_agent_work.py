@@ -46,6 +46,7 @@ def test_whole_numbers_come_back_as_ints_and_no_json_is_refused() -> None:
     for value in (float("nan"), float("inf"), object(), b"bytes"):
         with pytest.raises(Invalid):
             to_struct({"v": value})
+    assert to_dict(to_struct({"\ud800": "half \ud83d"})) == {"?": "half ?"}
 
 
 async def test_a_slow_reader_misses_steps_and_gets_the_newest_and_the_result() -> None:

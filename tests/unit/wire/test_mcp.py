@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from wire.errors import Denied, Exhausted, Invalid, NotFound, Refused, Unavailable
 from wire.mcp import checks, forms, messages
-from wire.mcp.errors import HEADER_MISMATCH, INVALID_PARAMS, UNSUPPORTED_VERSION, McpError, from_native
+from wire.mcp.errors import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    PARSE_ERROR,
+    UNSUPPORTED_VERSION,
+    McpError,
+    from_native,
+)
 from wire.mcp.names import NAME_RE, public_name
 from wire.mcp.revisions import META_CLIENT_CAPABILITIES, META_VERSION, STATELESS
 
@@ -154,3 +161,22 @@ def test_a_client_is_asked_only_for_what_it_declared() -> None:
     with pytest.raises(McpError) as refused:
         forms.check_inputs(requests, {"elicitation": {}})
     assert refused.value.data == {"requiredCapabilities": {"sampling": {}}}
+
+
+@pytest.mark.parametrize(
+    "value", [b"1e400", b"-1e999", b"NaN", b"Infinity", b'"\\ud800"', b'"\\uDC00x"', b'{"\\uD800": 1}']
+)
+def test_what_other_readers_would_not_read_alike_is_no_json(value: bytes) -> None:
+    with pytest.raises(McpError) as refused:
+        messages.load(b'{"a":' + value + b"}")
+    assert refused.value.code == PARSE_ERROR
+
+
+def test_pairs_of_halves_are_characters() -> None:
+    assert messages.load(b'["\\ud83d\\ude00", 1e308]') == ["\U0001f600", 1e308]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {1, 2}])
+def test_what_is_no_json_is_never_sent(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        messages.encode({"a": value})
