@@ -24,6 +24,8 @@ async def live(life: Life) -> None:
     await life.broadcast()
     await life.kill_one()
     await life.task()
+    grown = await life.update(agents=life.agents + 1)
+    assert len(grown.agents) == life.agents + 1
     await life.stop(crew.agents[1].id)
     await life.broadcast()
 

@@ -17,7 +17,7 @@ from support.weather import Weathered
 from factory_server.core import model
 from factory_server.core.errors import FactoryError, Refused, Unavailable
 from factory_server.core.lifecycle import AgentEvent, AgentState, CrewState, advance
-from factory_server.services import agents, assemble, disband
+from factory_server.services import agents, assemble, disband, update
 from hyperfactory.v1 import crew_service_pb2, events_pb2, factory_service_pb2, types_pb2
 
 CONVERGED_WITHIN_S = 15.0
@@ -189,6 +189,20 @@ class Life:
             return row.id
 
         return str(await self.ask(call))
+
+    async def update(self, agents: int) -> model.CrewRow:
+        """The crew, of so many agents now."""
+        request = crew_service_pb2.UpdateCrewRequest(
+            request_id=self.request_id(), crew=self.crew, manifest=manifest(agents=agents, context={"goal": 1})
+        )
+
+        async def call(plant: Plant) -> model.CrewRow:
+            done = await update.update(plant.parts, plant.reconciler, request, ACTOR)
+            assert done.crew is not None
+            return done.crew
+
+        crew: model.CrewRow = await self.ask(call)
+        return crew
 
     async def stop(self, agent: str) -> None:
         request = factory_service_pb2.StopAgentRequest(request_id=self.request_id(), agent=agent)
