@@ -19,6 +19,7 @@ from factory_server.services.hub import TOOLS
 from factory_server.services.parts import Parts
 from factory_server.services.registry import RegistryFeed
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.tools_packs import CrewPacks
 from factory_server.services.tools_record import OfferRecord
 from hyperfactory.v1 import agent_service_pb2, types_pb2
 
@@ -41,12 +42,16 @@ class ToolChange:
     upserted: Sequence[Entry] = ()
     removed: Sequence[Key] = ()
     synced: bool = False
+    packs: bool = False
+    """The crew has other skill packs than before."""
 
 
 @dataclass(eq=False, slots=True)
 class _Watcher:
     crew: str
     scopes: frozenset[str]
+    wants_packs: bool = False
+    packs: bool = False
     pending: set[str] = field(default_factory=set)
     sent: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,6 +70,7 @@ class ToolRegistry:
         self._watchers: set[_Watcher] = set()
         self._mark = ""
         self._record = OfferRecord(parts)
+        self.packs = CrewPacks()
         self.loaded = asyncio.Event()
         sessions.on_report = self.hear
         agents.on_change.append(self._moved)
@@ -95,6 +101,8 @@ class ToolRegistry:
             self._offers.pop(agent.id, None)
             self._heard.discard(agent.id)
         self._refresh(agent.id, agent)
+        if self.packs.take(agent):
+            self._tell_packs(agent.crew)
 
     def _read(self, known: KnownOffer) -> None:
         """What is stored of an agent, perhaps by another process. What was heard here is not overtaken by it."""
@@ -166,6 +174,12 @@ class ToolRegistry:
                 watcher.pending.add(crew)
                 watcher.wake.set()
 
+    def _tell_packs(self, crew: str) -> None:
+        for watcher in self._watchers:
+            if watcher.wants_packs and watcher.crew in ("", crew):
+                watcher.packs = True
+                watcher.wake.set()
+
     def of_crew(self, crew: str) -> Mapping[str, Entry]:
         """A crew's tools by public name, in the order of lists."""
         known = self._names.get(crew)
@@ -214,11 +228,18 @@ class ToolRegistry:
     # Watching
 
     async def watch(
-        self, crew: str, scopes: frozenset[str], *, bookmark_s: float, draining: asyncio.Event
+        self,
+        crew: str,
+        scopes: frozenset[str],
+        *,
+        bookmark_s: float,
+        draining: asyncio.Event,
+        packs: bool = False,
     ) -> AsyncGenerator[ToolChange, None]:
-        """The tools as they are, then as they change; what changes twice before it is sent is sent once."""
+        """The tools as they are, then as they change; what changes twice before it is sent is sent once. With
+        `packs` also that the skill packs are other ones."""
         await self._ready()
-        watcher = _Watcher(crew, scopes)
+        watcher = _Watcher(crew, scopes, packs)
         self._watchers.add(watcher)
         try:
             watcher.pending.update([crew] if crew else self._entries)
@@ -239,6 +260,9 @@ class ToolRegistry:
 
     def _due(self, watcher: _Watcher) -> Iterable[ToolChange]:
         """What is other than what the watcher holds."""
+        if watcher.packs:
+            watcher.packs = False
+            yield ToolChange(packs=True)
         pending, watcher.pending = watcher.pending, set()
         for crew in sorted(pending):
             was = watcher.sent.pop(crew, {})

@@ -19,6 +19,7 @@ from factory_server.api.http import mcp
 from factory_server.api.http.app import HttpFace, anybody
 from factory_server.api.http.build import JWKS_PATH
 from factory_server.api.http.listener import Listener
+from factory_server.api.http.mcp_crew import CrewEndpoint
 from factory_server.api.server import build_guard
 from factory_server.core.cursor import CursorCodec
 from factory_server.identity.directory import OPERATOR
@@ -100,6 +101,7 @@ class Face:
     plant: Plant
     port: int
     session: aiohttp.ClientSession
+    crews: CrewEndpoint
 
     def operator(self, scopes: Iterable[str] = ("admin",)) -> Caller:
         """An operator whose token has these scopes."""
@@ -126,14 +128,14 @@ async def open_face(plant: Plant) -> AsyncIterator[Face]:
     verifier = TokenVerifier(factory.who.mint.jwks)
     guard = build_guard(verifier, factory.audit, factory.registry, RpcMetrics(CollectorRegistry()))
     face = HttpFace(guard.guards, factory.draining)
-    mcp.add_routes(face, factory.mcp_uses(codec))
+    crews = mcp.add_routes(face, factory.mcp_uses(codec))
     face.add("GET", JWKS_PATH, _keys, anybody(JWKS_PATH))
     listener = Listener(face, factory.who.directory.file("factory").current, "127.0.0.1:0")
     await listener.start()
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
-            yield Face(plant, listener.port, session)
+            yield Face(plant, listener.port, session, crews)
     finally:
         factory.draining.set()
         await listener.stop(1.0)

@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from factory_server.api.http.app import HttpFace, read_body
+from factory_server.api.http.mcp_asked import cut_off
 from factory_server.api.http.mcp_crew import CrewEndpoint
 from factory_server.api.http.relay import Relay, carried, relayed
 from factory_server.core import model
@@ -18,6 +19,7 @@ from factory_server.core.errors import Denied, FactoryError, NotFound
 from factory_server.services.parts import Parts
 from factory_server.services.registry import RegistryFeed
 from factory_server.services.tools import ToolRegistry
+from factory_server.services.tools_packs import Library
 from wire.mcp import messages
 from wire.mcp.errors import McpError, from_native
 from wire.mcp.revisions import PATH
@@ -44,16 +46,18 @@ class McpUses:
     draining: asyncio.Event
 
 
-def add_routes(face: HttpFace, uses: McpUses) -> None:
+def add_routes(face: HttpFace, uses: McpUses) -> CrewEndpoint:
     """Serve both paths. Whose agent it is, the agent's handler asks itself: its path names no crew."""
     agent = AgentEndpoint(uses)
-    crew = CrewEndpoint(uses.registry, uses.relay, uses.codec, uses.draining)
+    crew = CrewEndpoint(uses.registry, Library(uses.parts), uses.relay, uses.codec, uses.draining)
+    crew.follow(uses.agents)
     whole = {"POST": crew.post, "GET": crew.get, "DELETE": crew.delete}
     for verb in VERBS:
         row = Row(f"{verb} {AGENT_PATH}", CALLERS, SCOPES)
         face.add(verb, AGENT_PATH, said_in_json_rpc(agent.serve), row)
         row = Row(f"{verb} {CREW_PATH}", CALLERS, SCOPES, Resource.OWN_CREW)
         face.add(verb, CREW_PATH, said_in_json_rpc(whole[verb]), row)
+    return crew
 
 
 def said_in_json_rpc(handler: Handler) -> Handler:
@@ -67,6 +71,7 @@ def said_in_json_rpc(handler: Handler) -> Handler:
             status = 404 if isinstance(error, NotFound) else max(wrong.status, 400)
         except McpError as error:
             wrong, status = error, max(error.status, 400)
+        cut_off(request)
         body = messages.encode(messages.error(None, wrong))
         return web.Response(status=status, body=body, content_type="application/json")
 

@@ -1,96 +1,108 @@
-"""A whole crew as one MCP server: its tools under public names, from the registry; calls go on to their agents.
+"""A whole crew as one MCP server: tools under public names and skill packs under their digests, from what the
+factory knows, so that no list asks an agent; calls go on to their agents.
 
-Only tools are gathered. Resources and prompts have names that agents choose alike and URIs that clients must take
-as they are: they are at the agents' own endpoints.
+Other resources, and prompts, are at the agents' own endpoints: agents do not report them, so that a list would
+have to ask each of them, and URIs such as `file:///…`, chosen alike, mean something to their agent alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 
 from factory_server.api.http.app import read_body
+from factory_server.api.http.mcp_agents import AgentSessions
+from factory_server.api.http.mcp_asked import (
+    JSON,
+    Asked,
+    check_front,
+    cut_off,
+    headers_of,
+    in_json,
+    result,
+    server_info,
+)
+from factory_server.api.http.mcp_calls import Calls
+from factory_server.api.http.mcp_listen import Streams
 from factory_server.api.http.mcp_lists import EncodedLists
-from factory_server.api.http.relay import OURS, Relay, carried, hostname, relayed
-from factory_server.core import model, tools
+from factory_server.api.http.mcp_sessions import Session, Sessions
+from factory_server.api.http.mcp_skills import Skills
+from factory_server.api.http.relay import EVENTS, Relay
+from factory_server.core import model
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError, NotFound
-from factory_server.core.tools import Entry
+from factory_server.core.lifecycle import AgentState
+from factory_server.services.registry import RegistryFeed
 from factory_server.services.tools import ToolRegistry
-from factory_server.services.watch import STREAM_AGE_MAX_S
+from factory_server.services.tools_packs import Library
 from wire.mcp import checks, forms, messages
-from wire.mcp.errors import (
-    McpError,
-    bad_request,
-    from_native,
-    header_mismatch,
-    invalid_params,
-    unknown_method,
-)
-from wire.mcp.messages import Id, Json, Notification, Request
+from wire.mcp.errors import McpError, bad_request, from_native, invalid_params, unknown_method
+from wire.mcp.messages import Json, Notification, Request, Response
 from wire.mcp.revisions import (
     CANCELLED,
-    HANDSHAKE,
+    LOG_LEVELS,
     META_SERVER_INFO,
-    NAME_HEADER,
-    PATH,
     SESSION_HEADER,
+    SKILLS_EXTENSION,
     STATELESS,
     SUPPORTED,
-    TOOLS_CHANGED,
     VERSION_HEADER,
 )
 from wire.policy import Caller, current_caller
 
-JSON: Final = "application/json"
-EVENTS: Final = "text/event-stream"
-CAPABILITIES: Final[Json] = {"tools": {"listChanged": True}}
+CAPABILITIES: Final[Json] = {
+    "tools": {"listChanged": True},
+    "resources": {"listChanged": True},
+    "extensions": {SKILLS_EXTENSION: {}},
+}
 LIST_TTL_MS: Final = 5000
-KEEP_ALIVE_S: Final = 15.0
-CALLS_MAX: Final = 10_000
-"""Calls in flight that a later message may cancel."""
-COMMENT: Final = b":\n\n"
 ALL: Final = model.Page(1)
+BAD_REQUEST: Final = 400
 NO_CREW: Final = 404
-
-CallKey = tuple[str, str, Id]
-"""Who calls, in which session, by which request."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One request, its envelope checked."""
-
-    http: web.Request
-    crew: str
-    caller: Caller
-    found: Json
-    message: Request
-    headers: Mapping[str, str]
-    stateless: bool
 
 
 class CrewEndpoint:
     """The endpoint of every crew."""
 
     def __init__(
-        self, registry: ToolRegistry, relay: Relay, codec: CursorCodec, draining: asyncio.Event
+        self,
+        registry: ToolRegistry,
+        library: Library,
+        relay: Relay,
+        codec: CursorCodec,
+        draining: asyncio.Event,
     ) -> None:
         self._registry = registry
-        self._relay = relay
         self._lists = EncodedLists(codec)
-        self._draining = draining
-        self._running: dict[CallKey, asyncio.Event] = {}
+        self._skills = Skills(registry.packs, library, codec)
+        self._streams = Streams(registry, draining)
+        self._at_agents = AgentSessions(relay)
+        self._sessions = Sessions(self._at_agents.forget)
+        self._calls = Calls(registry, relay, self._at_agents)
+
+    def follow(self, agents: RegistryFeed) -> None:
+        """Forget what stands behind agents that are gone, and sessions with crews that are gone."""
+
+        def moved(agent: model.AgentRow) -> None:
+            if agent.state is not AgentState.STOPPED:
+                return
+            self._at_agents.forget_agent(agent.id)
+            if self._sessions.of_crew(agent.crew) and not any(
+                row.crew == agent.crew for row in agents.names().values()
+            ):
+                self._sessions.end_crew(agent.crew)
+
+        agents.on_change.append(moved)
+
+    def counts(self) -> tuple[int, int]:
+        """Sessions of clients, and those at agents behind them."""
+        return len(self._sessions), len(self._at_agents)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """One message."""
-        _check_front(request)
+        check_front(request)
         if request.content_type != JSON:
             raise web.HTTPUnsupportedMediaType(reason="a message is application/json")
         body = await read_body(request)
@@ -99,37 +111,56 @@ class CrewEndpoint:
             found = messages.load(body)
             message = messages.from_json(found)
         except McpError as error:
-            return _json(messages.error(messages.id_in(body), error), error.status)
+            return in_json(messages.error(messages.id_in(body), error), error.status)
+        headers = headers_of(request)
         if not isinstance(message, Request):
-            self._told(request, caller, message)
+            await self._told(self._session(request, caller), caller, found, message)
             return web.Response(status=202)
-        headers = _headers(request)
-        asked = _Asked(request, crew, caller, found, message, headers, checks.is_stateless(headers, message))
+        stateless = checks.is_stateless(headers, message)
+        begins = stateless or message.method == "initialize"
+        session = None if begins else self._session(request, caller)
+        asked = Asked(request, crew, caller, found, message, headers, stateless, session)
         try:
             return await self._request(asked)
         except (McpError, FactoryError) as error:
+            cut_off(request)
             wrong = error if isinstance(error, McpError) else from_native(error)
-            status = wrong.status if asked.stateless or wrong.status in (400, NO_CREW) else 200
-            return _json(messages.error(message.id, wrong), status)
+            status = wrong.status if stateless or wrong.status in (BAD_REQUEST, NO_CREW) else 200
+            return in_json(messages.error(message.id, wrong), status)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """The handshake era's stream: the list changed."""
-        _check_front(request)
+        """The handshake era's stream: a list changed."""
+        check_front(request)
         if request.headers.get(VERSION_HEADER) == STATELESS:
             raise web.HTTPMethodNotAllowed("GET", ["POST"])
         if EVENTS not in request.headers.get("accept", ""):
             raise web.HTTPNotAcceptable(reason="the stream is text/event-stream")
-        await self._known(request.match_info["crew"], current_caller())
-        changed = messages.event(messages.notification(TOOLS_CHANGED))
-        return await self._stream(request, current_caller(), COMMENT, changed)
+        crew, caller = request.match_info["crew"], current_caller()
+        self._session(request, caller)
+        await self._known(crew, caller)
+        return await self._streams.of_session(request, crew, caller)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        """The client ends its session: nothing is kept of it."""
-        if SESSION_HEADER not in request.headers:
+        """The client ends its session."""
+        session = self._session(request, current_caller())
+        if session is None:
             raise web.HTTPMethodNotAllowed("DELETE", ["POST", "GET"])
+        behind = list(session.at_agents.values())
+        self._sessions.end(session)
+        await self._at_agents.end(behind)
         return web.Response(status=204)
 
-    async def _request(self, asked: _Asked) -> web.StreamResponse:
+    def _session(self, request: web.Request, caller: Caller) -> Session | None:
+        """The session that a request names; without a name there is none."""
+        identifier = request.headers.get(SESSION_HEADER)
+        if identifier is None:
+            return None
+        session = self._sessions.get(identifier, caller.spiffe, request.match_info["crew"])
+        if session is None:
+            raise web.HTTPNotFound(reason="there is no such session; begin a new one")
+        return session
+
+    async def _request(self, asked: Asked) -> web.StreamResponse:
         if asked.stateless:
             checks.check_stateless(asked.headers, asked.message)
         await self._known(asked.crew, asked.caller)
@@ -137,15 +168,27 @@ class CrewEndpoint:
             case "tools/list", _:
                 return self._list(asked)
             case "tools/call", _:
-                return await self._call(asked)
+                return await self._calls.call(asked)
+            case "skills/list", _:
+                return result(asked, await self._skills.list(asked))
+            case "skills/get", _:
+                return result(asked, await self._skills.get(asked))
+            case "resources/list", _:
+                return result(asked, await self._skills.resources(asked))
+            case "resources/templates/list", _:
+                return result(asked, forms.cached({"resourceTemplates": []}))
+            case "resources/read", _:
+                return result(asked, await self._skills.read(asked))
             case "server/discover", True:
-                return _result(asked, discovered(asked.crew))
+                return result(asked, discovered())
             case "subscriptions/listen", True:
-                return await self._listen(asked)
+                return await self._streams.listen(asked)
             case "initialize", False:
-                return _initialized(asked)
+                return self._begun(asked)
+            case "logging/setLevel", False:
+                return _levelled(asked)
             case "ping", False:
-                return _result(asked, {})
+                return result(asked, {})
             case method, _:
                 raise unknown_method(method)
 
@@ -159,7 +202,7 @@ class CrewEndpoint:
             wrong = from_native(error)
             raise McpError(wrong.code, wrong.message, wrong.data, NO_CREW) from error
 
-    def _list(self, asked: _Asked) -> web.Response:
+    def _list(self, asked: Asked) -> web.Response:
         """The list, joined from bytes that stand ready."""
         known = self._registry.of_crew(asked.crew)
         listed, cursor = self._lists.page(
@@ -170,161 +213,46 @@ class CrewEndpoint:
             rest |= {"ttlMs": LIST_TTL_MS, "cacheScope": forms.CACHE_SCOPE, "resultType": "complete"}
             rest["_meta"] = {META_SERVER_INFO: server_info(asked.crew)}
         members = messages.encode(rest)[1:]
-        result = b'{"tools":' + listed + (b"," if rest else b"") + members
+        body = b'{"tools":' + listed + (b"," if rest else b"") + members
         identifier = messages.encode({"id": asked.message.id})[1:-1]
-        body = b'{"jsonrpc":"2.0",' + identifier + b',"result":' + result + b"}"
-        return web.Response(body=body, content_type=JSON)
+        whole = b'{"jsonrpc":"2.0",' + identifier + b',"result":' + body + b"}"
+        return web.Response(body=whole, content_type=JSON)
 
-    async def _call(self, asked: _Asked) -> web.StreamResponse:
-        """Pass a call on under the name that its agent knows. What the body names is what is authorised."""
-        entry = self._allowed(asked)
-        found = {**asked.found, "params": {**asked.found["params"], "name": entry.tool.name}}
-        named = checks.encoded(entry.tool.name).encode()
-        call = carried(
-            asked.http, PATH, asked.caller, messages.encode(found), {NAME_HEADER.encode(): named}
-        ).without(SESSION_HEADER.encode())
-        session = asked.headers.get(SESSION_HEADER)
-        if session is None or asked.stateless or len(self._running) >= CALLS_MAX:
-            return await relayed(asked.http, await self._relay.ask(entry.agent, call.to))
-        key = (asked.caller.spiffe, session, asked.message.id)
-        return await self._cancellable(asked, key, entry, call.to)
+    def _begun(self, asked: Asked) -> web.Response:
+        """A session, in which agents may ask back what the client says it can."""
+        session = self._sessions.begin(asked.caller.spiffe, asked.crew, asked.message.params)
+        said: Json = {
+            "protocolVersion": session.revision,
+            "capabilities": {**CAPABILITIES, "logging": {}},
+            "serverInfo": server_info(asked.crew),
+        }
+        return in_json(messages.result(asked.message.id, said), headers={SESSION_HEADER: session.id})
 
-    def _allowed(self, asked: _Asked) -> Entry:
-        """The tool that the body names; `McpError` for an unknown one, for a header that says otherwise, and
-        beyond the scope."""
-        name = asked.message.params.get("name")
-        if not isinstance(name, str):
-            raise invalid_params("params.name is required, a string")
-        header = asked.headers.get(NAME_HEADER)
-        if header is not None and checks.decoded(header) != name:
-            raise header_mismatch(f"Mcp-Name is not the body's '{name[:128]}'")
-        entry = self._registry.of_crew(asked.crew).get(name)
-        if entry is None:
-            raise invalid_params(f"unknown tool '{name[:128]}'")
-        tools.check_use(name, entry.tool, asked.caller.scopes)
-        return entry
-
-    async def _cancellable(
-        self, asked: _Asked, key: CallKey, entry: Entry, message: Any
-    ) -> web.StreamResponse:
-        """A call of the handshake era: another message of its session may cancel it."""
-        cancelled = self._running.setdefault(key, asyncio.Event())
-
-        async def work() -> web.StreamResponse:
-            return await relayed(asked.http, await self._relay.ask(entry.agent, message))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                working = group.create_task(work(), name=f"mcp call {entry.agent}")
-                waiting = group.create_task(cancelled.wait(), name="mcp cancelled")
-                await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                if not working.done():
-                    working.cancel()
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            self._running.pop(key, None)
-        return _cut_off(asked.http) if working.cancelled() else working.result()
-
-    def _told(self, request: web.Request, caller: Caller, message: messages.Message) -> None:
-        """A notification; the answer to a question would be to one that we never ask."""
-        if isinstance(message, messages.Response):
-            raise bad_request("nobody asked")
-        session = request.headers.get(SESSION_HEADER)
-        if isinstance(message, Notification) and message.method == CANCELLED and session is not None:
-            identifier = message.params.get("requestId")
-            running = self._running.get((caller.spiffe, session, identifier)) if identifier else None
-            if running is not None:
-                running.set()
-
-    async def _listen(self, asked: _Asked) -> web.StreamResponse:
-        identifier = asked.message.id
-        wanted = forms.listenable(asked.message.params.get("notifications"), ("toolsListChanged",))
-        first = messages.event(forms.acknowledged(identifier, wanted))
-        changed = messages.event(forms.subscribed(TOOLS_CHANGED, identifier)) if wanted else b""
-        return await self._stream(asked.http, asked.caller, first, changed)
-
-    async def _stream(
-        self, request: web.Request, caller: Caller, first: bytes, changed: bytes
-    ) -> web.StreamResponse:
-        """Tell of each change of what the caller may see; many at once are told once."""
-        response = web.StreamResponse(headers={"Content-Type": EVENTS, "X-Accel-Buffering": "no"})
-        crew = request.match_info["crew"]
-        watching = self._registry.watch(crew, caller.scopes, bookmark_s=KEEP_ALIVE_S, draining=self._draining)
-        async with aclosing(watching):
-            async for change in watching:
-                if change.synced:  # from here on nothing is missed
-                    break
-            await response.prepare(request)
-            await response.write(first)
-            try:
-                async with asyncio.timeout(STREAM_AGE_MAX_S):
-                    async for change in watching:
-                        await response.write(
-                            changed or COMMENT if change.upserted or change.removed else COMMENT
-                        )
-            except TimeoutError:
-                pass  # the client listens again
-        await response.write_eof()
-        return response
+    async def _told(
+        self, session: Session | None, caller: Caller, found: Json, message: Notification | Response
+    ) -> None:
+        """A notification, or the answer to a question."""
+        match message:
+            case Response():
+                if session is None:
+                    raise bad_request("nobody asked: there is no session")
+                await self._calls.answer(session, caller, found, message)
+            case Notification(method, params) if method == CANCELLED and session is not None:
+                session.cancel(params.get("requestId"))
+            case _:
+                pass
 
 
-def server_info(crew: str) -> Json:
-    """Who serves."""
-    return {"name": f"hyperfactory/{crew}", "version": "1"}
-
-
-def discovered(crew: str) -> Json:
+def discovered() -> Json:
     """What a crew's endpoint can."""
     return forms.cached({"supportedVersions": list(SUPPORTED), "capabilities": CAPABILITIES})
 
 
-def _cut_off(request: web.Request) -> web.Response:
-    """The answer to a request that the client does not want any more; one that has begun just ends."""
-    if request.writer.output_size > 0:
-        if request.transport is not None:
-            request.transport.close()
-        raise ConnectionResetError("the client has cancelled its request")
-    return web.Response(status=202)
-
-
-def _initialized(asked: _Asked) -> web.Response:
-    version = asked.message.params.get("protocolVersion")
-    if not isinstance(version, str):
-        raise invalid_params("initialize needs protocolVersion")
-    result: Json = {
-        "protocolVersion": version if version in HANDSHAKE else HANDSHAKE[0],
-        "capabilities": CAPABILITIES,
-        "serverInfo": server_info(asked.crew),
-    }
-    return _json(messages.result(asked.message.id, result), headers={SESSION_HEADER: secrets.token_hex(16)})
-
-
-def _result(asked: _Asked, value: Json) -> web.Response:
-    revision = STATELESS if asked.stateless else HANDSHAKE[0]
-    return _json(messages.result(asked.message.id, forms.complete(value, revision, server_info(asked.crew))))
-
-
-def _json(message: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        status=status, body=messages.encode(message), content_type=JSON, headers=dict(headers or {})
-    )
-
-
-def _headers(request: web.Request) -> dict[str, str]:
-    """By lower-case name; one that came twice is joined, so that it is what neither of them says."""
-    found: dict[str, str] = {}
-    for name, value in request.headers.items():
-        lower = name.lower()
-        found[lower] = f"{found[lower]}, {value}" if lower in found else value
-    return found
-
-
-def _check_front(request: web.Request) -> None:
-    """Refuse a foreign host, as a rebound DNS name would be, and a foreign origin."""
-    if hostname(b"//" + request.headers.get("host", "").encode()) not in OURS:
-        raise web.HTTPMisdirectedRequest(reason="the request is for another host")
-    origin = request.headers.get("origin")
-    if origin is not None and hostname(origin.encode()) not in OURS:
-        raise web.HTTPForbidden(reason="the request is from a foreign origin")
+def _levelled(asked: Asked) -> web.Response:
+    """Agents are told with the next call of theirs."""
+    level: Any = asked.message.params.get("level")
+    if level not in LOG_LEVELS:
+        raise invalid_params(f"params.level is one of {', '.join(LOG_LEVELS)}")
+    if asked.session is not None:
+        asked.session.level = level
+    return result(asked, {})

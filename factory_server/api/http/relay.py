@@ -27,6 +27,7 @@ DEAF_MAX_S: Final = 2.0
 """An agent that serves but has nobody at its HTTP socket is given so long: its row may be older than its end."""
 AGAIN_S: Final = 0.05
 CALL_MAX_S: Final = 3600.0
+EVENTS: Final = "text/event-stream"
 HOSTS_MAX: Final = 256
 """Hosts and origins whose reading is remembered."""
 CALLER: Final = b"x-hyperfactory-caller"
@@ -153,6 +154,22 @@ class Relay:
             anew = True
             await asyncio.sleep(AGAIN_S)
 
+    async def tell(self, row: model.AgentRow, message: bytes, within_s: float) -> int:
+        """Send a message to this very instance, and wake nobody; the status of its answer. Unavailable."""
+        if row.instance is None:
+            raise NotSent(f"agent '{row.name}' has no instance")
+        try:
+            async with asyncio.timeout(within_s):
+                answer = await self._upstreams.send(http_socket(row.instance.direct), message)
+                try:
+                    status, _ = await answer.head()
+                    await answer.start()
+                finally:
+                    answer.close()
+        except TimeoutError:
+            raise Unavailable(f"agent '{row.name}' did not answer within {within_s:g} s") from None
+        return status
+
     async def _sent(self, row: model.AgentRow, message: Callable[[model.AgentRow], bytes]) -> Answer | None:
         """The answer; None where the instance takes no work, as it is about to fall asleep."""
         if row.instance is None:
@@ -174,18 +191,36 @@ class Relay:
         return None
 
 
-async def relayed(request: web.Request, answer: Answer) -> web.StreamResponse:
-    """Pass the answer on; it is closed in any case, and with it the call of a client that went away."""
+Change = Callable[[bytes], bytes]
+"""What becomes of a piece of a stream; of nothing, at its end, what was held back."""
+
+
+async def relayed(
+    request: web.Request,
+    answer: Answer,
+    change: Change | None = None,
+    *,
+    without: frozenset[str] = frozenset(),
+) -> web.StreamResponse:
+    """Pass the answer on, without some of its headers; where it is a stream of events, as `change` makes of it. It
+    is closed in any case, and with it the call of a client that went away."""
     try:
         status, headers = await answer.head()
-        kept = CIMultiDict((name, value) for name, value in headers if name not in _NOT_RETURNED)
+        dropped = _NOT_RETURNED | without
+        kept = CIMultiDict((name, value) for name, value in headers if name not in dropped)
+        if not kept.get("content-type", "").startswith(EVENTS):
+            change = None
         body = answer.whole()
         if body is not None:
-            return web.Response(status=status, headers=kept, body=body)
+            whole = body if change is None else change(body) + change(b"")
+            return web.Response(status=status, headers=kept, body=whole)
         response = web.StreamResponse(status=status, headers=kept)
         await response.prepare(request)
         while data := await answer.read():
-            await response.write(data)
+            if data := data if change is None else change(data):
+                await response.write(data)
+        if change is not None and (rest := change(b"")):
+            await response.write(rest)
         await response.write_eof()
         return response
     finally:

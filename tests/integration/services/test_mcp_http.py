@@ -212,7 +212,11 @@ async def test_a_crew_lists_its_tools_for_whoever_asks(plant: Plant, face: Face,
     path = f"/crews/{crew.id}/mcp"
     discovered = (await admin.modern(path, "server/discover")).json()["result"]
     assert STATELESS in discovered["supportedVersions"]
-    assert discovered["capabilities"] == {"tools": {"listChanged": True}}
+    assert discovered["capabilities"] == {
+        "tools": {"listChanged": True},
+        "resources": {"listChanged": True},
+        "extensions": {"io.modelcontextprotocol/skills": {}},
+    }
     listed = (await admin.modern(path, "tools/list")).json()["result"]
     assert [t["name"] for t in listed["tools"]] == [
         f"w-{n}__{t}" for n in (1, 2) for t in ("hang", "look", "stream", "write")
@@ -268,7 +272,7 @@ async def test_what_the_body_names_is_what_is_authorised(
     assert not of(endpoints, "w").seen
     unknown = await admin.modern(path, "tools/call", {"name": "w__nothing"})
     assert unknown.json()["error"]["code"] == INVALID_PARAMS
-    method = await admin.modern(path, "resources/list")
+    method = await admin.modern(path, "prompts/list")
     assert (method.status, method.json()["error"]["code"]) == (404, METHOD_NOT_FOUND)
     future = await admin.ask(
         path, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, mcp_protocol_version="2030-01-01"
