@@ -70,7 +70,10 @@ def _check_of(field: FieldDescriptor) -> Check | None:
     options: Any = field.GetOptions()
     if not options.HasExtension(validate_pb2.field):
         return None
-    return _check(options.Extensions[validate_pb2.field])
+    rules: Any = options.Extensions[validate_pb2.field]
+    if rules.WhichOneof("type") == "enum" and field.enum_type is not None:
+        return functools.partial(_enum, rules.enum, frozenset(field.enum_type.values_by_number))
+    return _check(rules)
 
 
 def _check(rules: Any) -> Check | None:
@@ -111,6 +114,11 @@ def _number(bounds: Any, value: float) -> Iterator[str]:
         yield f"must be at least {bounds.gte}"
     if bounds.HasField("lte") and not value <= bounds.lte:
         yield f"must be at most {bounds.lte}"
+
+
+def _enum(bounds: Any, known: frozenset[int], value: int) -> Iterator[str]:
+    if bounds.defined_only and value not in known:
+        yield "must be a value that the contract names"
 
 
 def _duration(bounds: Any, value: Any) -> Iterator[str]:
