@@ -146,7 +146,9 @@ class Factory:
         store.on_commit = self._committed
 
     def _committed(self, changed: Changed) -> None:
-        self.doorbells.committed(list(changed.crews), changed.agents, changed.tools)
+        self.doorbells.committed(
+            list(changed.crews), changed.agents, changed.tools, log_only=changed.log_only
+        )
 
     async def _settle(self, crew: str) -> None:
         await self.broadcasts.settle(crew)

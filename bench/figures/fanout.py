@@ -23,6 +23,7 @@ from bench.watchers import CHANNEL, CHANNELS, WATCHERS
 from embedded.postgres import EmbeddedPostgres
 from embedded.valkey import EmbeddedValkey
 from factory_server.bus import RedisBus
+from factory_server.services.doorbells import LOG_MARK
 from factory_server.store import PostgresStore
 from hyperfactory.v1 import crew_service_pb2 as cp
 from hyperfactory.v1 import events_pb2
@@ -86,7 +87,7 @@ async def _sources(bench: Bench, crew: str) -> AsyncIterator[tuple[Publish, Publ
         event.context.key = "progress"
         event.context.value.number_value = now
         await store.append(crew, [event])
-        await bus.ring(f"bench {crew}")
+        await bus.ring(f"bench {LOG_MARK}{crew}")
 
     async def publish(now: float) -> None:
         await redis.publish(CHANNEL, str(now))

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from factory_server.api import encode, pages
@@ -27,6 +27,9 @@ from hyperfactory.v1 import agent_service_pb2, crew_service_pb2_grpc, events_pb2
 from hyperfactory.v1 import crew_service_pb2 as pb
 
 BOOKMARK_S = 10.0
+SHARED_MAX = 32
+"""Answers that are kept for subscribers who are as far as the first one; the oldest goes first."""
+SHARED_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
 
     def __init__(self, uses: CrewUses) -> None:
         self._u = uses
+        self._shared: dict[tuple[str, int, str], pb.WatchCrewResponse] = {}
 
     # Crews
 
@@ -172,11 +176,9 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
             yield self._batch(batch, scope)
 
     def _batch(self, batch: watch.Batch, scope: str) -> pb.WatchCrewResponse:
-        response = pb.WatchCrewResponse(
-            events=encode.events(batch.events), cursor=self._u.codec.encode(scope, batch.position)
-        )
         if batch.live:
-            self._u.parts.measures.fanout_s.observe(_age_s(self._u.parts.now(), response.events[-1]))
+            return self._live(batch, scope)
+        response = self._response(batch, scope)
         if batch.draining:
             response.draining.SetInParent()
         elif batch.skipped:
@@ -184,6 +186,24 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
         elif batch.bookmark:
             response.bookmark.SetInParent()
         return response
+
+    def _live(self, batch: watch.Batch, scope: str) -> pb.WatchCrewResponse:
+        """Made once for all who are equally far: what lies between two events of a log never changes."""
+        key = (scope, batch.events[0].sequence, batch.position)
+        response = self._shared.get(key)
+        if response is None:
+            response = self._response(batch, scope)
+            if sum(len(event.data) for event in batch.events) <= SHARED_BYTES_MAX:
+                self._shared[key] = response
+            if len(self._shared) > SHARED_MAX:
+                del self._shared[next(iter(self._shared))]
+        self._u.parts.measures.fanout_s.observe(_age_s(self._u.parts.now(), response.events[-1]))
+        return response
+
+    def _response(self, batch: watch.Batch, scope: str) -> pb.WatchCrewResponse:
+        return pb.WatchCrewResponse(
+            events=encode.events(batch.events), cursor=self._u.codec.encode(scope, batch.position)
+        )
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> pb.ListEventsResponse:
         scope = f"events|{request.crew}"
@@ -255,7 +275,7 @@ def _watch_scope(crew: str, wanted: pb.EventFilter) -> str:
 
 
 def _age_s(now: datetime, event: events_pb2.Event) -> float:
-    return max((now - event.time.ToDatetime(UTC)).total_seconds(), 0.0)
+    return max(now.timestamp() - event.time.seconds - event.time.nanos / 1e9, 0.0)
 
 
 def _summary(row: model.BroadcastRow, receipts: Sequence[model.ReceiptRow]) -> pb.BroadcastSummary:

@@ -16,6 +16,8 @@ log = logging.getLogger("factory.doorbells")
 PENDING_MAX = 10_000
 TOOLS_WORD = "+tools"
 """Among the crews of a ring: what agents said of their tools was stored. No crew is called so."""
+LOG_MARK = "="
+"""Before a crew of a ring: its log grew, for whoever watches; its keeper and the registry have nothing to see."""
 
 
 class Doorbells:
@@ -27,14 +29,17 @@ class Doorbells:
         self._pending: set[str] = set()
         self._wake = asyncio.Event()
 
-    def committed(self, crews: list[str], agents: bool, tools: bool = False) -> None:
+    def committed(
+        self, crews: list[str], agents: bool, tools: bool = False, *, log_only: bool = False
+    ) -> None:
         """A commit of this process changed these crews (and agents, and what is known of tools)."""
         ring_here(self._parts.hub, crews, agents)
         if agents:
             for crew in crews:
                 self._reconciler.nudge(crew)
         if len(self._pending) < PENDING_MAX:
-            self._pending.update([*crews, TOOLS_WORD] if tools else crews)
+            words = [LOG_MARK + crew for crew in crews] if log_only else crews
+            self._pending.update([*words, TOOLS_WORD] if tools else words)
             self._wake.set()
 
     async def run(self) -> None:
@@ -55,14 +60,19 @@ class Doorbells:
 
     async def _inwards(self) -> None:
         async for topic in self._parts.bus.doorbells():
-            owner, *crews = topic.split(" ")
+            owner, *words = topic.split(" ")
             if owner != self._parts.owner:
-                if TOOLS_WORD in crews:
-                    crews.remove(TOOLS_WORD)
-                    self._parts.hub.ring(TOOLS)
-                ring_here(self._parts.hub, crews, True)
-                for crew in crews:
-                    self._reconciler.kick(crew)
+                self._heard(words)
+
+    def _heard(self, words: list[str]) -> None:
+        hub = self._parts.hub
+        if TOOLS_WORD in words:
+            words.remove(TOOLS_WORD)
+            hub.ring(TOOLS)
+        changed = [word for word in words if not word.startswith(LOG_MARK)]
+        ring_here(hub, [word.removeprefix(LOG_MARK) for word in words], bool(changed))
+        for crew in changed:
+            self._reconciler.kick(crew)
 
 
 def ring_here(hub: Hub, crews: list[str], agents: bool) -> None:

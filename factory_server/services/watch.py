@@ -27,9 +27,11 @@ class Ring:
 
     events: deque[model.EncodedEvent] = field(default_factory=lambda: deque(maxlen=RING_EVENTS_MAX))
     head: int = 0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     readers: int = 0
     read_at: float = 0.0
+    """When the store was asked last."""
+    reading: asyncio.Event | None = None
+    """Set when the read that goes on is over."""
 
     def after(self, sequence: int, limit: int) -> Sequence[model.EncodedEvent] | None:
         """Events after the sequence, or None where the ring no longer holds the first of them."""
@@ -63,15 +65,26 @@ class Feed:
 
     async def read(self, crew: str, ring: Ring, after: int) -> Sequence[model.EncodedEvent]:
         """Up to a batch of events after the sequence: from the ring, refreshed if need be, or from the store."""
-        if after >= ring.head:
-            asked = time.monotonic()
-            async with ring.lock:
-                if after >= ring.head and ring.read_at < asked:
-                    await self._refresh(crew, ring)
+        asked = time.monotonic()
+        while after >= ring.head and ring.read_at < asked:
+            # One reads for all; what began before this was asked may be too old.
+            if ring.reading is None:
+                await self._read_on(crew, ring)
+            else:
+                await ring.reading.wait()
         found = ring.after(after, READ_BATCH)
         if found is None:
             return await self._parts.store.read_events(crew, after, READ_BATCH)
         return found
+
+    async def _read_on(self, crew: str, ring: Ring) -> None:
+        """Read what is new, and wake all who wait for it at once."""
+        over = ring.reading = asyncio.Event()
+        try:
+            await self._refresh(crew, ring)
+        finally:
+            ring.reading = None
+            over.set()
 
     async def _refresh(self, crew: str, ring: Ring) -> None:
         if not ring.events:

@@ -27,6 +27,7 @@ class Context(Part):
                 await _upsert(transaction, crew, fresh)
                 locked.events.extend(map(_event, fresh))
                 await locked.finish()
+                transaction.log_only = True
             known = (await transaction.one("context_cursor_get", crew=crew))["context_cursor"]
             if _place(cursor) > _place(known):
                 await transaction.send("context_cursor_set", crew=crew, cursor=cursor)

@@ -40,6 +40,7 @@ class Events(Part):
                 raise NotFound(f"no crew '{crew}'", resource_type="crew", resource_name=crew)
             last = max(int(row["sequence"]) for row in rows)
             transaction.crews[crew] = last
+            transaction.log_only = True
             return last
 
         return await self._db.run(body) if events else (await self.event_bounds(crew))[1]

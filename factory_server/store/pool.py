@@ -64,11 +64,12 @@ large, and every statement here is about few rows of many."""
 @dataclass(frozen=True, slots=True)
 class Changed:
     """What a commit changed: crews that got events with their last sequence, and whether agents changed, or
-    what they said of their tools."""
+    what they said of their tools, or nothing but the log."""
 
     crews: Mapping[str, int]
     agents: bool
     tools: bool = False
+    log_only: bool = False
 
 
 @dataclass(eq=False)
@@ -82,6 +83,8 @@ class Transaction:
     """Whether agents change by it."""
     tools: bool = False
     """Whether what agents said of their tools changes by it."""
+    log_only: bool = False
+    """Whether it only adds events for who watches: nobody has to act on it."""
     committing: bool = False
     """From here on a lost connection leaves the effect unknown."""
 
@@ -221,7 +224,7 @@ class Database:
     def _tell(self, transaction: Transaction) -> None:
         if self.on_commit is not None and (transaction.crews or transaction.agents or transaction.tools):
             crews = MappingProxyType(transaction.crews)
-            self.on_commit(Changed(crews, transaction.agents, transaction.tools))
+            self.on_commit(Changed(crews, transaction.agents, transaction.tools, transaction.log_only))
 
 
 class _LostBeforeCommitError(Exception):

@@ -174,7 +174,7 @@ async def test_the_hook_tells_what_was_committed_and_nothing_else(store: Postgre
     crew = await assemble(store)
     assert told == [Changed({crew.id: crew.last_sequence}, agents=True)]
     await store.append(crew.id, [events_pb2.Event()])
-    assert told[1:] == [Changed({crew.id: crew.last_sequence + 1}, agents=False)]
+    assert told[1:] == [Changed({crew.id: crew.last_sequence + 1}, agents=False, log_only=True)]
     agent = crew.agents[0]
     assert agent.instance is not None
     await store.release_instance(agent.instance.id)
