@@ -15,7 +15,8 @@ class SkillStore(Protocol):
     async def publish_skill(
         self, row: PackRow, content: bytes, request: model.RequestKey | None
     ) -> tuple[PackRow, bool]:
-        """Store a pack; second value: the same content was there before. Exhausted where no more is kept."""
+        """Store a pack; second value: the same content was there before, and has this row's signature now.
+        Exhausted where no more is kept."""
 
     async def get_skill(self, name: str, digest: str) -> PackRow:
         """A pack, or without a digest the newest of the name. NotFound."""

@@ -30,13 +30,14 @@ class Skills(Part):
     async def publish_skill(
         self, row: PackRow, content: bytes, request: RequestKey | None
     ) -> tuple[PackRow, bool]:
-        """Store a pack; second value: the same content was there before."""
+        """Store a pack; second value: the same content was there before, and is now as signed here."""
 
         async def body(transaction: Transaction) -> tuple[PackRow, bool]:
             await transaction.rows("skill_lock")
             await claim_request(transaction, request, row.pack.digest)
-            if (found := await transaction.row("skill_get", digest=row.pack.digest)) is not None:
-                return _row(found), True
+            if await transaction.row("skill_get", digest=row.pack.digest) is not None:
+                await transaction.send("skill_renew", content=content, **_values(row))
+                return _row(await transaction.one("skill_get", digest=row.pack.digest)), True
             totals = await transaction.one("skill_totals")
             if totals["packs"] >= PACKS_MAX or totals["bytes"] + len(content) > BYTES_MAX:
                 raise Exhausted(

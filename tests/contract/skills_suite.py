@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 
 import pytest
@@ -51,6 +52,14 @@ class SkillSuite:
         first, _ = await store.publish_skill(row, content, request())
         assert await store.publish_skill(row, content, request()) == (first, True)
         assert list(await store.list_skills(Page(10))) == [first]
+
+    async def test_content_that_is_published_again_is_signed_anew(self, store: Store) -> None:
+        row, content = row_of()
+        first, _ = await store.publish_skill(row, content, request())
+        renewed = dataclasses.replace(row, signature=b"signed anew", key_id="k2")
+        found, existed = await store.publish_skill(renewed, content, request())
+        assert (found, existed) == (dataclasses.replace(first, signature=b"signed anew", key_id="k2"), True)
+        assert await store.get_skill("counting", row.pack.digest) == found
 
     async def test_a_request_id_is_of_one_content(self, store: Store) -> None:
         row, content = row_of()

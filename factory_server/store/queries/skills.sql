@@ -11,6 +11,16 @@ INSERT INTO skill_pack (digest, name, frontmatter, files, content, size, signatu
 VALUES (%(digest)s, %(name)s, %(frontmatter)s::jsonb, %(files)s::jsonb, %(content)s, %(size)s, %(signature)s,
         %(key_id)s, %(publisher)s, clock_timestamp());
 
+-- name: skill_renew
+-- The caller has just computed the digest of this content and signed it: whatever of the row differs was signed by
+-- a key that is gone, or was changed by others.
+UPDATE skill_pack
+   SET name = %(name)s, frontmatter = %(frontmatter)s::jsonb, files = %(files)s::jsonb, content = %(content)s,
+       size = %(size)s, signature = %(signature)s, key_id = %(key_id)s
+ WHERE digest = %(digest)s
+   AND (name, frontmatter, files, content, size, signature, key_id) IS DISTINCT FROM
+       (%(name)s, %(frontmatter)s::jsonb, %(files)s::jsonb, %(content)s, %(size)s, %(signature)s, %(key_id)s);
+
 -- name: skill_get
 SELECT id, digest, name, frontmatter, files, signature, key_id, publisher, created_at
   FROM skill_pack WHERE digest = %(digest)s;

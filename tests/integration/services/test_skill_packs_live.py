@@ -16,8 +16,11 @@ from support.packs import COUNT, archive, tool, with_tools
 from support.site import RUNTIMES, Plant, Site, until
 
 from agent_runtime.skills import Skills
+from factory_server.api.encode import Encoder
+from factory_server.api.skills import SkillServicer
 from factory_server.core import model
-from factory_server.core.errors import DigestMismatch, FactoryError, Invalid, NotFound, Refused
+from factory_server.core.cursor import CursorCodec
+from factory_server.core.errors import DigestMismatch, FactoryError, Invalid, NotFound, Refused, SkillRefused
 from factory_server.core.lifecycle import AgentState, CrewState
 from factory_server.core.skills import PackRow
 from factory_server.services import assemble, hibernate, profiles, skills, wake
@@ -25,6 +28,7 @@ from factory_server.store import PostgresStore
 from hyperfactory.v1 import agent_service_pb2 as agent_pb
 from hyperfactory.v1 import crew_service_pb2, factory_service_pb2, profile_service_pb2
 from hyperfactory.v1 import skill_service_pb2 as pb
+from wire.policy import Caller, Principal, set_caller
 
 SLOW = b"""import json, pathlib, sys, time
 wish = json.load(sys.stdin)
@@ -259,6 +263,53 @@ async def test_what_we_did_not_sign_is_not_even_shown(plant: Plant, postgres_url
         await connection.execute(change.encode())
     with pytest.raises(DigestMismatch):
         await skills.find(plant.parts, str(row.pack.ref))
+    assert (await publish(plant, with_tools(tool())))[1], "it was there"
+    assert (await skills.find(plant.parts, str(row.pack.ref))).pack == row.pack, (
+        "published again, it is trusted"
+    )
+
+
+HEADER = pb.PublishSkillPackRequest(header=pb.SkillPackHeader(request_id=request_id()))
+CHUNK = pb.PublishSkillPackRequest(chunk=archive(with_tools(tool())))
+MISPLACED = {
+    "nothing at all": [],
+    "no header": [CHUNK],
+    "the header last": [CHUNK, HEADER],
+    "two headers": [HEADER, CHUNK, HEADER],
+    "a piece of nothing": [HEADER, pb.PublishSkillPackRequest(), CHUNK],
+    "a header alone": [HEADER],
+    "half of it": [HEADER, pb.PublishSkillPackRequest(chunk=CHUNK.chunk[:1536])],
+}
+
+
+async def test_a_stream_that_is_no_publication_leaves_nothing(plant: Plant) -> None:
+    """Wrong order, too little, too much, broken off: each is refused, and the place it took is free again."""
+    set_caller(Caller(Principal.OPERATOR, f"spiffe://hyperfactory.local/{ACTOR}"))
+    codec = CursorCodec(b"k" * 32)
+    servicer = SkillServicer(plant.parts, plant.reconciler.mounts, Encoder(""), codec)
+
+    async def come(*requests: pb.PublishSkillPackRequest) -> AsyncIterator[pb.PublishSkillPackRequest]:
+        for request in requests:
+            yield request
+
+    async def broken() -> AsyncIterator[pb.PublishSkillPackRequest]:
+        yield HEADER
+        yield pb.PublishSkillPackRequest(chunk=CHUNK.chunk[:1024])
+        raise asyncio.CancelledError
+
+    for what, requests in MISPLACED.items():
+        with pytest.raises(Invalid) as caught:
+            await servicer.PublishSkillPack(come(*requests), None)
+        assert caught.value.reason in ("FIELD_INVALID", "SKILL_REFUSED"), what
+    for _ in range(skills.PUBLICATIONS_MAX + 1):
+        with pytest.raises(asyncio.CancelledError):
+            await servicer.PublishSkillPack(broken(), None)
+    huge = pb.PublishSkillPackRequest(chunk=bytes(1 << 20))
+    with pytest.raises(Invalid) as caught:
+        await servicer.PublishSkillPack(come(HEADER, *[huge] * 20), None)
+    assert isinstance(caught.value, SkillRefused)
+    assert caught.value.metadata["rule"] == "archive-size"
+    assert list(await plant.store.list_skills(model.Page(10))) == []
 
 
 @pytest.mark.parametrize("tamper", ["content", "mode", "extra", "link"])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,21 @@ def test_every_factory_of_a_home_signs_with_one_key_and_forgeries_do_not_count(t
     assert not two.verify("sha256:a", key_id, b"forged")
     assert not other.verify("sha256:a", key_id, signature)
     assert oct((tmp_path / "keys/1/key.pem").stat().st_mode & 0o777) == "0o600"
+
+
+def test_keys_are_changed_and_taken_back_by_hand(tmp_path: Path) -> None:
+    """The newest signs, all that are there count; what a key signed that is gone counts no more."""
+    keys = tmp_path / "keys"
+    first_id, first = SkillSigner.open(keys).sign("sha256:a")
+    SkillSigner.open(tmp_path / "new")
+    (tmp_path / "new/1").rename(keys / "2")
+    both = SkillSigner.open(keys)
+    second_id, second = both.sign("sha256:a")
+    assert second_id != first_id
+    assert both.verify("sha256:a", first_id, first)
+    assert both.verify("sha256:a", second_id, second)
+    assert not both.verify("sha256:a", second_id, first)
+    shutil.rmtree(keys / "1")
+    rest = SkillSigner.open(keys)
+    assert not rest.verify("sha256:a", first_id, first)
+    assert rest.verify("sha256:a", second_id, second)
