@@ -6,16 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any
 
-from agent_runtime.bus import Bus
-from agent_runtime.calling import Caller
 from agent_runtime.capabilities import Capabilities
-from agent_runtime.chat import Conversation, Tools, converse
-from agent_runtime.identity import IdentityHolder
+from agent_runtime.chat import Conversation
 from agent_runtime.ids import new_id
 from agent_runtime.limits import (
-    CHAT_TOOL_ROUNDS_DEFAULT,
     CHATS_MAX,
     START_MAX_S,
     SUSPENDED_MAX_S,
@@ -25,25 +21,14 @@ from agent_runtime.limits import (
 )
 from agent_runtime.loader import code_failed
 from agent_runtime.memory import Blob, State, pack, unpack
-from agent_runtime.models import Model, Offer
 from agent_runtime.owner import TaskOwner
-from agent_runtime.profile import Agent, ChatPiece, ChatTurn, Context, TaskContext, ToolUse
-from agent_runtime.servers.servers import Servers
+from agent_runtime.parts import Parts
+from agent_runtime.profile import Context, TaskContext
 from agent_runtime.signals import Inbox
-from agent_runtime.skills import Skills
-from agent_runtime.tasks import Gate, Progress, Result, TaskRunner
+from agent_runtime.talking import Pieces, Talking, asked
+from agent_runtime.tasks import Gate, Progress, Result, Steps, TaskRunner
 from agent_runtime.tools.memory import Hit, MemoryTools
-from agent_runtime.tools.registry import (
-    ADMIN,
-    Log,
-    Outcome,
-    Registry,
-    Report,
-    Round,
-    Tool,
-    may_write,
-    unheard,
-)
+from agent_runtime.tools.registry import Log, Outcome, Report, Round, Tool, unheard
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import (
     DeadlineExceeded,
@@ -53,23 +38,6 @@ from wire.errors import (
     Invalid,
     Refused,
 )
-
-Pieces = AsyncGenerator[ChatPiece, None]
-
-
-class Parts(NamedTuple):
-    """What an agent is made of."""
-
-    context: Context
-    code: Agent
-    caller: Caller
-    bus: Bus
-    identity: IdentityHolder
-    registry: Registry
-    model: Model
-    servers: Servers
-    skills: Skills
-    tool_rounds_max: int = CHAT_TOOL_ROUNDS_DEFAULT
 
 
 class AssumedAgent:
@@ -84,6 +52,7 @@ class AssumedAgent:
         self.tool_calls = TaskRunner(self.gate, most=TOOL_CALLS_MAX, log_level=logging.DEBUG)
         self.memory = MemoryTools.of(parts.context, parts.model)
         self.memory.offer(parts.registry)
+        self.talking = Talking(parts)
         self._chats = 0
         self._owner = TaskOwner()
         self._draining = False
@@ -132,14 +101,17 @@ class AssumedAgent:
             await self.parts.context.peers.forget_gone()
 
     async def run_task(
-        self, task: str, actor: str, task_input: Mapping[str, Any]
+        self, task: str, actor: str, task_input: Mapping[str, Any], scopes: frozenset[str]
     ) -> AsyncGenerator[Progress | Result, None]:
         """Yield `Progress` items, then the `Result` as the last."""
+        said = asked(task_input) if self.talking.takes_words else None
 
-        async def work(report: Report) -> Result:
-            context = self._task_context(task, actor, report)
+        async def work(steps: Steps) -> Result:
             try:
                 async with asyncio.timeout(TASK_MAX_S):
+                    if said is not None:
+                        return await self.talking.turn(said, scopes, steps)
+                    context = self._task_context(task, actor, steps)
                     output = await self.parts.caller.call(self.parts.code.run_task, context, task_input)
             except TimeoutError:
                 return Result(error=DeadlineExceeded(f"the task did not end within {TASK_MAX_S:g} s"))
@@ -182,7 +154,7 @@ class AssumedAgent:
 
     def require_tool(self, name: str, scopes: frozenset[str]) -> Tool:
         """A tool that a caller may use; `NotFound` or `Denied` otherwise."""
-        return self.parts.registry.require(name, **self._reach(scopes))
+        return self.parts.registry.require(name, **self.parts.reach(scopes))
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Let the agent's own code say something that changes nothing."""
@@ -191,7 +163,7 @@ class AssumedAgent:
                 return await self.parts.caller.call(function, *arguments)
 
     def visible_tools(self, scopes: frozenset[str]) -> list[Tool]:
-        return self.parts.registry.visible(**self._reach(scopes))
+        return self.parts.registry.visible(**self.parts.reach(scopes))
 
     async def chat(self, conversation: Conversation, scopes: frozenset[str]) -> Pieces:
         """Answer a conversation by the profile's own code, or by its model and tools."""
@@ -200,7 +172,7 @@ class AssumedAgent:
         self._chats += 1
         try:
             with self.gate.pass_through():
-                async with aclosing(self._answer(conversation, scopes)) as pieces:
+                async with aclosing(self.talking.answer(conversation, scopes)) as pieces:
                     async for piece in pieces:
                         yield piece
         finally:
@@ -232,7 +204,7 @@ class AssumedAgent:
         self.inbox.hold()
         try:
             extra = await self.parts.caller.call(self.parts.code.suspend)
-            blob = pack(State(self.parts.context.memory.snapshot(), bytes(extra)))
+            blob = await self._blob(bytes(extra))
         except BaseException:
             if mine == self._suspension:
                 self._take_work()
@@ -243,6 +215,12 @@ class AssumedAgent:
         await self.parts.servers.stop()  # before the blob leaves: from here on the workspace does not change
         self._owner.spawn(self._wake_up_alone(mine), "suspended")
         return blob
+
+    async def _blob(self, extra: bytes) -> Blob:
+        """All that hibernation keeps. Vectors take the room that is left: they can be made again."""
+        state = State(self.parts.context.memory.snapshot(), extra, self.talking.contexts.snapshot())
+        vectors = await self.parts.context.in_thread(self.memory.snapshot, state.room_bytes)
+        return pack(state._replace(vectors=vectors))
 
     async def resume(self, blob: Blob | None) -> None:
         """Take a state back, or without one work on with what is there."""
@@ -273,6 +251,8 @@ class AssumedAgent:
         """Raises Invalid about the state, whatever was wrong with it: another instance would fail as well."""
         try:
             self.parts.context.memory.restore(state.memory)
+            self.talking.contexts.restore(state.conversations)
+            self.memory.restore(state.vectors)
             if state.profile:
                 await self.parts.caller.call(self.parts.code.resume, state.profile)
         except (FactoryError, ValueError) as error:
@@ -307,11 +287,6 @@ class AssumedAgent:
         finally:
             self.gate.touch()
 
-    def _reach(self, scopes: frozenset[str]) -> dict[str, bool]:
-        """Both must reach: the caller's scope, and the one of our own identity."""
-        own = {self.facts.scope}
-        return {"writer": may_write(scopes) and may_write(own), "admin": ADMIN in scopes & own}
-
     async def _call(
         self,
         tool: Tool,
@@ -325,44 +300,6 @@ class AssumedAgent:
             return await self.parts.registry.call(tool, arguments, timeout_s, report, log, answered)
         except Exception as error:
             raise self.parts.caller.failure(error) from error
-
-    async def _answer(self, conversation: Conversation, scopes: frozenset[str]) -> Pieces:
-        if type(self.parts.code).chat is not Agent.chat:
-            async for piece in self._own_answer(conversation.messages):
-                yield piece
-            return
-
-        async def call_tool(use: ToolUse) -> Outcome:
-            return await self._tool_of_model(use, scopes)
-
-        offers = [Offer(t.name, t.description, t.input_schema) for t in self.visible_tools(scopes)]
-        tools = Tools(offers, call_tool, self.parts.tool_rounds_max)
-        async with aclosing(converse(self.parts.model, conversation, tools)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def _own_answer(self, messages: Sequence[ChatTurn]) -> Pieces:
-        ended = False
-        try:
-            async for piece in self.parts.code.chat(messages):
-                ended = bool(piece.finish_reason)
-                yield piece
-        except Exception as error:
-            raise self.parts.caller.failure(error) from error
-        if not ended:
-            yield ChatPiece(finish_reason="stop")
-
-    async def _tool_of_model(self, use: ToolUse, scopes: frozenset[str]) -> Outcome:
-        """Call a tool that a model asked for; what the model got wrong goes back to it as text."""
-
-        async def ignore(_fraction: float, _message: str, _detail: Mapping[str, Any]) -> None:
-            return None
-
-        try:
-            tool = self.parts.registry.require(use.name, **self._reach(scopes))
-            return await self._call(tool, use.arguments, TOOL_DEFAULT_S, ignore)
-        except FactoryError as error:
-            return Outcome(error.message, is_error=True)
 
     def _task_context(self, task: str, actor: str, report: Report) -> TaskContext:
         base = self.parts.context

@@ -45,6 +45,11 @@ async def choose(request: pb.AssumeRequest, peers: Path, in_thread: InThread) ->
     )
 
 
+def names_model(spec: types_pb2.ProfileSpec) -> bool:
+    """Whether the profile says who answers: an endpoint, or a script."""
+    return bool(spec.model.base_url) or models.CONFIGURED in spec.config.fields
+
+
 def tool_rounds_max(spec: types_pb2.Model) -> int:
     """How often the model may call tools before it must answer."""
     return spec.max_tool_rounds if spec.HasField("max_tool_rounds") else CHAT_TOOL_ROUNDS_DEFAULT

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from agent_runtime import choosing, software
-from agent_runtime.assumed import AssumedAgent, Parts
+from agent_runtime.assumed import AssumedAgent
 from agent_runtime.bus import Access, Bus
 from agent_runtime.calling import Caller
 from agent_runtime.capabilities import Capabilities
@@ -17,6 +17,7 @@ from agent_runtime.identity import IdentityHolder
 from agent_runtime.loader import load
 from agent_runtime.logs import AgentLogger
 from agent_runtime.memory import Memory
+from agent_runtime.parts import Parts
 from agent_runtime.paths import Paths
 from agent_runtime.peers import Peers
 from agent_runtime.process import Runner
@@ -54,7 +55,10 @@ async def make(request: pb.AssumeRequest, paths: Paths, inbox: Inbox, proxy: str
         caller.close()
         raise
     rounds = choosing.tool_rounds_max(request.spec.model)
-    parts = Parts(context, code, caller, context.bus, identity, registry, model, servers, skills, rounds)
+    named = choosing.names_model(request.spec)
+    parts = Parts(
+        context, code, caller, context.bus, identity, registry, model, servers, skills, rounds, named
+    )
     return AssumedAgent(parts, inbox)
 
 

@@ -18,8 +18,12 @@ from agent_runtime.limits import (
 )
 from wire.errors import Exhausted, FieldViolation, Invalid
 
-MAGIC: Final = b"HFSTATE1"
-_HEADER: Final = struct.Struct(">8sI")  # magic, length of the memory's JSON; the profile's bytes follow
+MAGIC: Final = b"HFSTATE2"
+# Magic, lengths of the memory's JSON, of the conversations' and of the vectors; the profile's bytes follow.
+_HEADER: Final = struct.Struct(">8sIII")
+# As agents hibernated before: the memory's JSON, the profile's bytes.
+EARLIER: Final = b"HFSTATE1"
+_EARLIER_HEADER: Final = struct.Struct(">8sI")
 
 
 class Memory:
@@ -96,10 +100,18 @@ def _encode(value: Any) -> str:
 
 
 class State(NamedTuple):
-    """What hibernation keeps: the memory's snapshot and whatever the profile's code gave."""
+    """What hibernation keeps: the memory's snapshot, whatever the profile's code gave, what was said in which
+    context, and the vectors of what is remembered."""
 
     memory: bytes
     profile: bytes = b""
+    conversations: bytes = b""
+    vectors: bytes = b""
+
+    @property
+    def room_bytes(self) -> int:
+        """What a blob still takes."""
+        return max(STATE_MAX_BYTES - _HEADER.size - sum(map(len, self)), 0)
 
 
 class Blob(NamedTuple):
@@ -111,7 +123,8 @@ class Blob(NamedTuple):
 
 def pack(state: State) -> Blob:
     """Encode a state. `Exhausted` above the blob's limit."""
-    data = _HEADER.pack(MAGIC, len(state.memory)) + state.memory + state.profile
+    kept = (state.memory, state.conversations, state.vectors)
+    data = b"".join([_HEADER.pack(MAGIC, *map(len, kept)), *kept, state.profile])
     if len(data) > STATE_MAX_BYTES:
         raise Exhausted(f"cannot suspend: the state has {len(data)} bytes", quota="state bytes")
     return Blob(data, hashlib.sha256(data).hexdigest())
@@ -121,11 +134,32 @@ def unpack(blob: Blob) -> State:
     """Decode a state; `Invalid` where the checksum or the form is wrong."""
     if not hmac.compare_digest(hashlib.sha256(blob.data).hexdigest(), blob.sha256.lower()):
         raise _bad("sha256", "does not match the data")
-    if len(blob.data) < _HEADER.size or blob.data[: len(MAGIC)] != MAGIC:
+    state = _earlier(blob.data) if blob.data.startswith(EARLIER) else _parts(blob.data)
+    if not _is_snapshot(state.memory):
+        raise _bad("data", "is cut or damaged")
+    return state
+
+
+def _parts(data: bytes) -> State:
+    if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise _bad("data", "is no state of this runtime")
-    _, length = _HEADER.unpack_from(blob.data)
-    body = blob.data[_HEADER.size :]
-    if length > len(body) or not _is_snapshot(body[:length]):
+    _, *lengths = _HEADER.unpack_from(data)
+    found, at = list[bytes](), _HEADER.size
+    for length in lengths:
+        found.append(data[at : at + length])
+        at += length
+    if at > len(data):
+        raise _bad("data", "is cut or damaged")
+    memory, conversations, vectors = found
+    return State(memory, data[at:], conversations, vectors)
+
+
+def _earlier(data: bytes) -> State:
+    if len(data) < _EARLIER_HEADER.size:
+        raise _bad("data", "is cut or damaged")
+    _, length = _EARLIER_HEADER.unpack_from(data)
+    body = data[_EARLIER_HEADER.size :]
+    if length > len(body):
         raise _bad("data", "is cut or damaged")
     return State(body[:length], body[length:])
 

@@ -12,6 +12,8 @@ from wire.errors import FieldViolation, Invalid, Refused
 
 TURNS_MAX: Final = 1000
 TOKEN_CHARS: Final = 4
+CONFIGURED: Final = "model"
+"""Where a profile's config has a script."""
 # An agent without a model of its own repeats politely what it was told.
 POLITE: Final[Mapping[str, Any]] = {
     "kind": "scripted",
@@ -35,6 +37,19 @@ class Options(NamedTuple):
     max_output_tokens: int | None = None
     stop: Sequence[str] = ()
     seed: int | None = None
+    tool_choice: str = ""
+    """`none`, `auto`, `required`, or one of the caller's own tools by name."""
+    response_format: Mapping[str, Any] | None = None
+    """As OpenAI's clients write it; None is text."""
+
+    def refuse_forced(self, who: str) -> None:
+        """Refused where the answer is wanted in a way that this one cannot be held to."""
+        for name, wanted in (
+            ("tool_choice", self.tool_choice not in ("", "auto", "none")),
+            ("response_format", self.response_format is not None),
+        ):
+            if wanted:
+                raise Refused(f"{name} needs a model behind an endpoint, and here answers {who}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +64,9 @@ class Prompt:
 
 
 class Model(Protocol):
-    """Answers a conversation once; `embeds` says whether it also turns texts into vectors."""
+    """Answers a conversation once; `embeds` names the model that turns texts into vectors, '' where none does."""
 
-    embeds: bool
+    embeds: str
 
     def answer(self, prompt: Prompt) -> AsyncGenerator[ChatPiece, None]:
         """Text as it comes; the last piece says why it ends, which tools it wants called, and what it cost."""
@@ -62,7 +77,7 @@ class Model(Protocol):
 
 def from_config(config: Mapping[str, Any]) -> Model:
     """The model that a profile's config names; without one, the polite echo."""
-    model = config.get("model", POLITE)
+    model = config.get(CONFIGURED, POLITE)
     if not isinstance(model, Mapping) or model.get("kind") != "scripted":
         raise _bad("model.kind", "must be 'scripted'")
     turns = model.get("turns", [])
@@ -96,13 +111,14 @@ def _turn(turn: Any, index: int) -> Turn:
 class Scripted:
     """Plays its turns in order. It keeps no state: the turn is the number of answers in the conversation."""
 
-    embeds = False
+    embeds = ""
 
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._turns = turns
 
     async def answer(self, prompt: Prompt) -> AsyncGenerator[ChatPiece, None]:
         """The reply of the turn that is due; `Refused` where the conversation leaves the script."""
+        prompt.options.refuse_forced("a script")
         messages = prompt.messages
         index = sum(message.role == "assistant" for message in messages)
         turn = self._due(index)

@@ -3,15 +3,20 @@
 Vectors come from the model's endpoint where the profile names an embedding model. Without one they are made here,
 by hashing words and parts of words into a fixed number of features: that finds texts which share words with the
 question, or forms of them. It is lexical and knows no meaning; the scores of both kinds are cosines.
+
+An endpoint's vectors go into hibernation with the name of the model that made them, so that waking costs no calls;
+another model's are made again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import operator
 import re
+import struct
 import zlib
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -27,6 +32,9 @@ GRAM_WEIGHT: Final = 0.35
 TEXT_MAX_CHARS: Final = 2048
 BATCH_TEXTS: Final = 64
 VECTORS_MAX_BYTES: Final = 64 * 1024 * 1024
+DIGEST_BYTES: Final = 16
+NUMBER_BYTES: Final = 4
+_LENGTH: Final = struct.Struct(">I")
 _WORD_RE: Final = re.compile(r"\w+")
 
 Vector = array  # of floats, of length 1
@@ -51,6 +59,8 @@ class Recall:
         self._model = model
         self._in_thread = in_thread
         self._known: dict[str, tuple[str, Vector[float]]] = {}
+        self._kept: dict[str, tuple[str, Vector[float]]] = {}
+        """From before hibernation, by digests of the texts, until a search looks whether they still hold."""
         self._updating = asyncio.Lock()
 
     async def search(self, texts: Mapping[str, str], query: str, limit: int) -> Sequence[Hit]:
@@ -65,6 +75,7 @@ class Recall:
     async def _update(self, texts: Mapping[str, str]) -> None:
         for key in self._known.keys() - texts.keys():
             del self._known[key]
+        self._take_kept(texts)
         missing = [k for k, text in texts.items() if k not in self._known or self._known[k][0] != text]
         for batch in _batches(missing, BATCH_TEXTS):
             vectors = await self._embed([readable(key, texts[key]) for key in batch])
@@ -74,11 +85,63 @@ class Recall:
                 self._known.clear()
                 raise Exhausted("cannot search: the vectors would fill the memory", quota="memory vectors")
 
+    def _take_kept(self, texts: Mapping[str, str]) -> None:
+        for key, (digest, vector) in self._kept.items():
+            if key in texts and key not in self._known and _digest(texts[key]) == digest:
+                self._known[key] = (texts[key], vector)
+        self._kept = {}
+
+    def snapshot(self, most_bytes: int) -> bytes:
+        """The endpoint's vectors, the newest first, as many as fit; nothing where they are made here."""
+        held = self._kept | {key: (_digest(text), vector) for key, (text, vector) in self._known.items()}
+        if not held or not self._model.embeds:
+            return b""
+        dimension = len(next(reversed(held.values()))[1])
+        entries, numbers = list[tuple[str, str]](), list[bytes]()
+        left_bytes = most_bytes - _LENGTH.size - len(_head(self._model.embeds, dimension, []))
+        for key, (digest, vector) in reversed(held.items()):
+            left_bytes -= len(json.dumps([key, digest])) + 2 + dimension * NUMBER_BYTES
+            if left_bytes < 0:
+                break
+            if len(vector) == dimension:
+                entries.append((key, digest))
+                numbers.append(vector.tobytes())
+        head = _head(self._model.embeds, dimension, entries)
+        return b"".join([_LENGTH.pack(len(head)), head, *numbers]) if entries else b""
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take vectors back, unless another model is to make them now. ValueError for what is no snapshot."""
+        self._known, self._kept = {}, {}
+        if not snapshot:
+            return
+        try:
+            (length,) = _LENGTH.unpack_from(snapshot)
+            head = json.loads(snapshot[_LENGTH.size : _LENGTH.size + length])
+            size = int(head["dimension"]) * NUMBER_BYTES
+            entries = [(str(key), str(digest)) for key, digest in head["entries"]]
+        except (struct.error, KeyError, TypeError) as error:
+            raise ValueError("the vectors are damaged") from error
+        numbers = snapshot[_LENGTH.size + length :]
+        if len(numbers) != size * len(entries):
+            raise ValueError("the vectors are cut")
+        if head["model"] != self._model.embeds:
+            return
+        for at, (key, digest) in reversed(list(enumerate(entries))):
+            self._kept[key] = (digest, array("f", numbers[at * size : (at + 1) * size]))
+
     async def _embed(self, texts: Sequence[str]) -> Sequence[Vector[float]]:
         if self._model.embeds:
             return [_unit(vector) for vector in await self._model.embed([t or " " for t in texts])]
         vectors: Sequence[Vector[float]] = await self._in_thread(lambda: [features(text) for text in texts])
         return vectors
+
+
+def _head(model: str, dimension: int, entries: Sequence[tuple[str, str]]) -> bytes:
+    return json.dumps({"model": model, "dimension": dimension, "entries": entries}).encode()
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def readable(key: str, text: str) -> str:

@@ -93,7 +93,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         self, request: pb.AgentServiceRunTaskRequest, context: Any
     ) -> AsyncIterator[pb.AgentServiceRunTaskResponse]:
         agent = self._instance.agent()
-        updates = agent.run_task(request.task, request.actor, to_dict(request.input))
+        updates = agent.run_task(request.task, request.actor, to_dict(request.input), _scopes_for(context))
         async with aclosing(updates):
             async for update in updates:
                 yield translate.task_update(update)

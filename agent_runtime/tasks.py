@@ -13,7 +13,7 @@ from typing import Any
 
 from agent_runtime.limits import PROGRESS_QUEUED_MAX, TASKS_MAX
 from agent_runtime.owner import TaskOwner
-from agent_runtime.tools.registry import Report
+from agent_runtime.profile import ChatPiece
 from wire.errors import AlreadyExists, Exhausted, FactoryError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class Progress:
     fraction: float
     message: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+    delta: str = ""
+    """Text to append to an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,55 @@ class Result:
 
     output: Mapping[str, Any] = field(default_factory=dict)
     error: FactoryError | None = None
+    answered: ChatPiece | None = None
+    """Where the output is an answer: its last piece, which says why it ended and what it cost."""
 
 
-Work = Callable[[Report], Awaitable[Any]]
+class Steps:
+    """The steps of one task on their way to its reader. The task never waits: a slow reader misses steps, and gets
+    what was said meanwhile in one piece. Called as a `Report`."""
+
+    def __init__(self) -> None:
+        self._steps: deque[Progress] = deque(maxlen=PROGRESS_QUEUED_MAX)
+        self._said: list[str] = []
+        self._news = asyncio.Event()
+        self._ended = False
+
+    async def __call__(self, fraction: float, message: str, detail: Mapping[str, Any]) -> None:
+        """Report a step."""
+        self._steps.append(Progress(fraction, message, detail))
+        await self._tell()
+
+    async def say(self, text: str) -> None:
+        """Append to the answer; none of it gets lost."""
+        self._said.append(text)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        self._news.set()
+        await asyncio.sleep(0)  # lets the reader write, so that a busy coroutine's steps do not bunch up
+
+    def end(self, _task: asyncio.Task[Any]) -> None:
+        """Nothing comes any more."""
+        self._ended = True
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            ended = self._ended
+            while self._steps or self._said:
+                if self._said:
+                    said, self._said = self._said, []
+                    yield Progress(0.0, "", delta="".join(said))
+                if self._steps:
+                    yield self._steps.popleft()
+            if ended:
+                return
+
+
+Work = Callable[[Steps], Awaitable[Any]]
 
 
 class Gate:
@@ -112,8 +160,8 @@ class TaskRunner:
         """Yield each progress, then the result as the last; raises what the work raised."""
         with self._gate.pass_through(), self._entry(task):
             log.log(self._log_level, "task begins", extra={"task": task})
-            steps = _Steps()
-            running = self._owner.spawn(_outcome(work, steps.report), f"task {task}")
+            steps = Steps()
+            running = self._owner.spawn(_outcome(work, steps), f"task {task}")
             running.add_done_callback(steps.end)
             try:
                 async for progress in steps:
@@ -142,38 +190,10 @@ class TaskRunner:
             self._running.discard(task)
 
 
-class _Steps:
-    """The steps of one task on their way to its reader; a slow reader misses steps, the task never waits."""
-
-    def __init__(self) -> None:
-        self._steps: deque[Progress] = deque(maxlen=PROGRESS_QUEUED_MAX)
-        self._news = asyncio.Event()
-        self._ended = False
-
-    async def report(self, fraction: float, message: str, detail: Mapping[str, Any]) -> None:
-        self._steps.append(Progress(fraction, message, detail))
-        self._news.set()
-        await asyncio.sleep(0)  # lets the reader write, so that a busy coroutine's steps do not bunch up
-
-    def end(self, _task: asyncio.Task[Any]) -> None:
-        self._ended = True
-        self._news.set()
-
-    async def __aiter__(self) -> AsyncIterator[Progress]:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            ended = self._ended
-            while self._steps:
-                yield self._steps.popleft()
-            if ended:
-                return
-
-
-async def _outcome(work: Work, report: Report) -> tuple[Any, Exception | None]:
+async def _outcome(work: Work, steps: Steps) -> tuple[Any, Exception | None]:
     """The result or the error as a value: a task's errors are its caller's business, not the owner's."""
     try:
-        return await work(report), None
+        return await work(steps), None
     except Exception as error:
         return None, error
 

@@ -72,7 +72,8 @@ def report(agent: AssumedAgent) -> pb.AgentReport:
 
 
 def progress(step: Progress) -> pb.TaskProgress:
-    return pb.TaskProgress(fraction=step.fraction, message=step.message, detail=to_struct(step.detail))
+    detail = to_struct(step.detail)
+    return pb.TaskProgress(fraction=step.fraction, message=step.message, detail=detail, delta=step.delta)
 
 
 def task_update(update: Progress | Result) -> pb.AgentServiceRunTaskResponse:
@@ -85,9 +86,13 @@ def _task_result(result: Result) -> pb.TaskResult:
     if result.error is not None:
         return pb.TaskResult(status=to_status(result.error))
     try:
-        return pb.TaskResult(output=_bounded(result.output, "the task's output"))
+        ended = pb.TaskResult(output=_bounded(result.output, "the task's output"))
     except FactoryError as error:
         return pb.TaskResult(status=to_status(error))
+    if (last := result.answered) is not None:
+        ended.finish_reason = last.finish_reason
+        ended.usage.input_tokens, ended.usage.output_tokens = last.input_tokens, last.output_tokens
+    return ended
 
 
 def tool_update(update: Progress | Outcome) -> pb.CallToolResponse:
@@ -144,6 +149,8 @@ def conversation(request: pb.ChatRequest) -> Conversation:
         max_output_tokens=wanted.max_output_tokens if wanted.HasField("max_output_tokens") else None,
         stop=tuple(wanted.stop),
         seed=wanted.seed if wanted.HasField("seed") else None,
+        tool_choice=wanted.tool_choice,
+        response_format=to_dict(wanted.response_format) if wanted.HasField("response_format") else None,
     )
     tools = [Offer(each.name, each.description, to_dict(each.input_schema)) for each in request.tools]
     return Conversation([turn(message) for message in request.messages], tools, options)

@@ -58,7 +58,7 @@ class OpenAIModel:
 
     def __init__(self, settings: Settings) -> None:
         self._s = settings
-        self.embeds = bool(settings.embedding_model)
+        self.embeds = settings.embedding_model
 
     async def answer(self, prompt: Prompt) -> AsyncGenerator[ChatPiece, None]:
         """See the protocol. `Unavailable`, `Exhausted`, `Refused`, `DeadlineExceeded`."""

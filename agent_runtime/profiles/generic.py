@@ -1,4 +1,7 @@
-"""An agent without code of its own: it acknowledges signals, repeats tasks, and chats with its profile's model."""
+"""An agent without code of its own: it acknowledges signals; its profile's model chats and does tasks in words.
+
+Tasks that are not in words, and all tasks where the profile names no model, it repeats.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ With `shared` they mean the crew's shared context instead of the agent's own mem
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any, Final
 
 from agent_runtime.bus import Bus
@@ -22,6 +23,7 @@ MEMORY: Final = "memory"
 SEARCH_DEFAULT: Final = 5
 SEARCH_MAX: Final = 100
 QUERY_MAX_CHARS: Final = 4096
+_LENGTH: Final = struct.Struct(">I")
 _KEY: Final = {"type": "string", "minLength": 1, "maxLength": MEMORY_KEY_MAX_CHARS}
 _SHARED: Final = {
     "type": "boolean",
@@ -87,6 +89,18 @@ class MemoryTools:
             ),
             Tool("memory_delete", "Forget a key.", _schema(["key"], key=_KEY), self._delete),
         ]
+
+    def snapshot(self, most_bytes: int) -> bytes:
+        """The vectors of both collections, its own first, in at most so many bytes."""
+        own = self._own.snapshot(most_bytes - _LENGTH.size)
+        shared = self._shared.snapshot(most_bytes - _LENGTH.size - len(own))
+        return _LENGTH.pack(len(own)) + own + shared if own or shared else b""
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take them back. ValueError for what is no snapshot."""
+        length = _LENGTH.unpack_from(snapshot)[0] if len(snapshot) >= _LENGTH.size else 0
+        self._own.restore(snapshot[_LENGTH.size : _LENGTH.size + length])
+        self._shared.restore(snapshot[_LENGTH.size + length :])
 
     async def search(self, query: str, limit: int) -> list[Hit]:
         """The agent's own memory, best first."""

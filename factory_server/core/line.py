@@ -27,9 +27,13 @@ class Line(Protocol):
         """Put an item on the session. Unavailable without one."""
 
     def run_task(
-        self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
+        self,
+        request: agent_service_pb2.AgentServiceRunTaskRequest,
+        *,
+        scopes: frozenset[str],
+        deadline_s: float,
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
-        """Run a task; progress, then the result."""
+        """Run a task, with the tools that these scopes may use; progress, then the result."""
 
     def call_tool(
         self, request: agent_service_pb2.CallToolRequest, *, deadline_s: float

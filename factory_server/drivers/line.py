@@ -81,10 +81,15 @@ class GrpcLine:
             raise Unavailable(f"the agent's session broke: {error}") from error
 
     async def run_task(
-        self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
+        self,
+        request: agent_service_pb2.AgentServiceRunTaskRequest,
+        *,
+        scopes: frozenset[str],
+        deadline_s: float,
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
         """See the port."""
-        async with aclosing(_updates(self._stub.RunTask(request, timeout=deadline_s))) as updates:
+        call = self._stub.RunTask(request, timeout=deadline_s, metadata=_narrowed(scopes))
+        async with aclosing(_updates(call)) as updates:
             async for update in updates:
                 yield update
 
@@ -100,8 +105,7 @@ class GrpcLine:
         self, request: agent_service_pb2.ChatRequest, *, scopes: frozenset[str], deadline_s: float
     ) -> AsyncGenerator[agent_service_pb2.ChatResponse, None]:
         """See the port."""
-        metadata = ((SCOPES_METADATA, " ".join(sorted(scopes))),)
-        call = self._stub.Chat(request, timeout=deadline_s, metadata=metadata)
+        call = self._stub.Chat(request, timeout=deadline_s, metadata=_narrowed(scopes))
         try:
             while True:
                 with _spoken():
@@ -151,6 +155,11 @@ class GrpcLine:
     async def close(self) -> None:
         """See the port."""
         await self._channel.close(None)
+
+
+def _narrowed(scopes: frozenset[str]) -> tuple[tuple[str, str]]:
+    """Says for whom the factory asks."""
+    return ((SCOPES_METADATA, " ".join(sorted(scopes))),)
 
 
 async def _updates(call: Any) -> AsyncGenerator[Any, None]:

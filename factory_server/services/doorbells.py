@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from factory_server.core.errors import FactoryError
-from factory_server.services.hub import REGISTRY, TOOLS, Hub
+from factory_server.services.hub import REGISTRY, TASK, TOOLS, Hub
 from factory_server.services.parts import Parts
 from factory_server.services.reconciler import Reconciler
 from factory_server.services.watch import ALL
@@ -18,6 +18,8 @@ TOOLS_WORD = "+tools"
 """Among the crews of a ring: what agents said of their tools was stored. No crew is called so."""
 LOG_MARK = "="
 """Before a crew of a ring: its log grew, for whoever watches; its keeper and the registry have nothing to see."""
+TASK_WORD = f"+{TASK}"
+"""With a task's id, among the crews of a ring: who carries the task shall look whether it is still to be done."""
 
 
 class Doorbells:
@@ -69,6 +71,9 @@ class Doorbells:
         if TOOLS_WORD in words:
             words.remove(TOOLS_WORD)
             hub.ring(TOOLS)
+        for word in [word for word in words if word.startswith(TASK_WORD)]:
+            words.remove(word)
+            hub.ring(word.removeprefix("+"))
         changed = [word for word in words if not word.startswith(LOG_MARK)]
         ring_here(hub, [word.removeprefix(LOG_MARK) for word in words], bool(changed))
         for crew in changed:

@@ -17,6 +17,8 @@ REAPER = "reaper"
 """Rung when an instance shall be destroyed."""
 NETWORKS = "networks"
 """Rung when crews' networks may need filling, or removing."""
+TASK = "task/"
+"""With a task's id: rung when another process ended the task that is carried here."""
 
 
 class Subscription:

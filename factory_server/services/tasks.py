@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import code_pb2, status_pb2
@@ -22,7 +23,9 @@ from factory_server.core.errors import (
 )
 from factory_server.core.lifecycle import AgentState
 from factory_server.core.line import Line
+from factory_server.services.doorbells import TASK_WORD
 from factory_server.services.durations import seconds
+from factory_server.services.hub import TASK
 from factory_server.services.owned import spawn
 from factory_server.services.parts import Parts
 from factory_server.services.requests import key_of
@@ -41,6 +44,10 @@ SESSION_WITHIN_S = 5.0
 DEADLINE_SLACK_S = 1.0
 """So that the task's own timeout ends it, with its own words."""
 PROGRESS_MAX = 1000
+SAID_MAX_BYTES = 2 * 1024 * 1024
+"""Of an answer on its way; what comes after it comes with the result."""
+AT_LEAST = frozenset({"coder"})
+"""What RunTask asks of its callers."""
 CLOSE_RETRY_S = 0.5
 LOOK_AGAIN_S = 0.5
 
@@ -52,11 +59,21 @@ class _Running:
     """A task in work here, and who listens."""
 
     updates: list[agent_service_pb2.TaskProgress] = field(default_factory=list)
+    said: bytearray = field(default_factory=bytearray)
+    """The answer so far, in UTF-8."""
     wake: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: bool = False
     limit: asyncio.Timeout | None = None
     """Ends the work; brought forward by whoever cancels it."""
     cancelled_by: str = ""
+
+
+class _Call(NamedTuple):
+    """What is asked of the agent."""
+
+    request: agent_service_pb2.AgentServiceRunTaskRequest
+    scopes: frozenset[str]
+    deadline_s: float
 
 
 class Tasks:
@@ -74,8 +91,10 @@ class Tasks:
             self._group = group
             await asyncio.get_running_loop().create_future()
 
-    async def start(self, request: crew_service_pb2.RunTaskRequest, actor: str) -> tuple[model.TaskRow, bool]:
-        """Lock a member and begin. Invalid, NotFound, Refused."""
+    async def start(
+        self, request: crew_service_pb2.RunTaskRequest, actor: str, scopes: frozenset[str] = AT_LEAST
+    ) -> tuple[model.TaskRow, bool]:
+        """Lock a member and begin, with the tools that these scopes may use. Invalid, NotFound, Refused."""
         body = request.input.SerializeToString()
         if len(body) > INPUT_BYTES_MAX:
             text = f"is {len(body)} bytes, at most {INPUT_BYTES_MAX} are allowed"
@@ -89,7 +108,7 @@ class Tasks:
         task, joined = await self._assign(crew.id, candidates, key, actor, body, timeout_s)
         if not joined and self._group is not None:
             self._running[task.id] = _Running()
-            spawn(self._group, self._carry(task, timeout_s), f"task {task.id}")
+            spawn(self._group, self._carry(task, timeout_s, scopes), f"task {task.id}")
         return task, joined
 
     async def _assign(
@@ -148,11 +167,7 @@ class Tasks:
         """End a task that has not ended; the task as it ended, which may be by itself."""
         running = self._running.get(task.id)
         if running is None:
-            # Carried by another process: it learns it when it renews.
-            result = _failed(code_pb2.CANCELLED, f"cancelled by {actor}")
-            return await self._parts.store.close_task(
-                task.id, phase="FAILED", result=result.SerializeToString()
-            )
+            return await self._cancel_elsewhere(task, actor)
         running.cancelled_by = actor
         _end_now(running)
         async for update in self.updates(task):
@@ -160,10 +175,20 @@ class Tasks:
                 return update
         raise AssertionError("unreachable: the last update is the task")
 
-    async def _carry(self, task: model.TaskRow, timeout_s: float) -> None:
+    async def _cancel_elsewhere(self, task: model.TaskRow, actor: str) -> model.TaskRow:
+        """Another process carries it: it hears the ring, or learns it when it renews."""
+        result = _failed(code_pb2.CANCELLED, f"cancelled by {actor}")
+        ended = await self._parts.store.close_task(task.id, phase="FAILED", result=result.SerializeToString())
+        try:
+            await self._parts.bus.ring(f"{self._parts.owner} {TASK_WORD}{task.id}")
+        except FactoryError as error:
+            log.info("cannot ring for a cancelled task", extra={"task": task.id, "error": str(error)})
+        return ended
+
+    async def _carry(self, task: model.TaskRow, timeout_s: float, scopes: frozenset[str]) -> None:
         running = self._running[task.id]
         try:
-            result = await self._work(task, running, timeout_s)
+            result = await self._work(task, running, timeout_s, scopes)
             await self._close(task, result)
         finally:
             async with running.wake:
@@ -172,7 +197,7 @@ class Tasks:
             self._running.pop(task.id, None)
 
     async def _work(
-        self, task: model.TaskRow, running: _Running, timeout_s: float
+        self, task: model.TaskRow, running: _Running, timeout_s: float, scopes: frozenset[str]
     ) -> agent_service_pb2.TaskResult:
         try:
             async with asyncio.timeout(timeout_s) as running.limit, asyncio.TaskGroup() as group:
@@ -180,7 +205,7 @@ class Tasks:
                     _end_now(running)
                 renewing = group.create_task(self._renew(task, running), name=f"renew {task.id}")
                 try:
-                    return await self._converse(task, running, timeout_s)
+                    return await self._converse(task, running, timeout_s, scopes)
                 finally:
                     renewing.cancel()
         except TimeoutError:
@@ -191,7 +216,7 @@ class Tasks:
             running.limit = None
 
     async def _converse(
-        self, task: model.TaskRow, running: _Running, timeout_s: float
+        self, task: model.TaskRow, running: _Running, timeout_s: float, scopes: frozenset[str]
     ) -> agent_service_pb2.TaskResult:
         session = await self._sessions.find(task.agent, task.generation, within_s=SESSION_WITHIN_S)
         if session is None:
@@ -200,28 +225,30 @@ class Tasks:
             task=task.id, input=Struct.FromString(task.input), actor=task.actor
         )
         try:
-            deadline_s = timeout_s + DEADLINE_SLACK_S
+            call = _Call(request, scopes, timeout_s + DEADLINE_SLACK_S)
             try:
-                return await _run(session.line, request, running, deadline_s)
+                return await _run(session.line, call, running)
             except Unavailable as error:
                 if error.reason != "DRAINING":
                     raise
             # It was about to hibernate. The task came first: nobody can send it to sleep while it is BUSY.
             await session.line.take_back(deadline_s=timeout_s)
-            return await _run(session.line, request, running, deadline_s)
+            return await _run(session.line, call, running)
         except FactoryError as error:
             return _failed(code_pb2.UNAVAILABLE, f"the agent went away: {error}")
 
     async def _renew(self, task: model.TaskRow, running: _Running) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            try:
-                if not await self._parts.store.renew_task(task.id, lease_s=LEASE_S):
-                    running.cancelled_by = running.cancelled_by or "whoever took its lock"
-                    _end_now(running)
-                    return
-            except FactoryError as error:
-                log.warning("cannot renew", extra={"task": task.id, "error": str(error)})
+        """Keep the lock; end the work where another process ended the task, or the lock is another's."""
+        with self._parts.hub.subscribe(f"{TASK}{task.id}") as rings:
+            while True:
+                await rings.wait(RENEW_S)
+                try:
+                    if not await self._parts.store.renew_task(task.id, lease_s=LEASE_S):
+                        running.cancelled_by = running.cancelled_by or "whoever took its lock"
+                        _end_now(running)
+                        return
+                except FactoryError as error:
+                    log.warning("cannot renew", extra={"task": task.id, "error": str(error)})
 
     async def _close(self, task: model.TaskRow, result: agent_service_pb2.TaskResult) -> None:
         """End the task in the store, however long the store takes to answer."""
@@ -263,13 +290,8 @@ def _end_now(running: _Running) -> None:
         running.limit.reschedule(asyncio.get_running_loop().time())
 
 
-async def _run(
-    line: Line,
-    request: agent_service_pb2.AgentServiceRunTaskRequest,
-    running: _Running,
-    deadline_s: float,
-) -> agent_service_pb2.TaskResult:
-    async for update in line.run_task(request, deadline_s=deadline_s):
+async def _run(line: Line, call: _Call, running: _Running) -> agent_service_pb2.TaskResult:
+    async for update in line.run_task(call.request, scopes=call.scopes, deadline_s=call.deadline_s):
         if update.HasField("result"):
             return update.result
         await _tell(running, update.progress)
@@ -277,25 +299,31 @@ async def _run(
 
 
 async def _follow(running: _Running) -> AsyncIterator[agent_service_pb2.TaskProgress]:
-    seen = 0
+    """Steps as they come, and the answer from its beginning; what was said meanwhile comes in one piece."""
+    seen = read_bytes = 0
     while True:
         async with running.wake:
-            while not running.ended and len(running.updates) <= seen:
+            while not running.ended and len(running.updates) <= seen and len(running.said) <= read_bytes:
                 await running.wake.wait()
-            fresh = running.updates[seen:]
+            fresh, said = running.updates[seen:], bytes(running.said[read_bytes:])
             ended = running.ended
+        if said:
+            yield agent_service_pb2.TaskProgress(delta=said.decode())
         for progress in fresh:
             yield progress
-        seen += len(fresh)
-        if ended and seen >= len(running.updates):
+        seen, read_bytes = seen + len(fresh), read_bytes + len(said)
+        if ended and seen >= len(running.updates) and read_bytes >= len(running.said):
             return
 
 
 async def _tell(running: _Running, progress: agent_service_pb2.TaskProgress) -> None:
+    said = progress.delta.encode()
     async with running.wake:
-        if len(running.updates) < PROGRESS_MAX:
+        if said and len(running.said) + len(said) <= SAID_MAX_BYTES:
+            running.said += said
+        elif not said and len(running.updates) < PROGRESS_MAX:
             running.updates.append(progress)
-            running.wake.notify_all()
+        running.wake.notify_all()
 
 
 def _failed(code: int, message: str) -> agent_service_pb2.TaskResult:

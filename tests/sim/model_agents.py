@@ -102,7 +102,11 @@ class ModelLine:
             mind.news.set()
 
     async def run_task(
-        self, request: agent_service_pb2.AgentServiceRunTaskRequest, *, deadline_s: float
+        self,
+        request: agent_service_pb2.AgentServiceRunTaskRequest,
+        *,
+        scopes: frozenset[str],
+        deadline_s: float,
     ) -> AsyncIterator[agent_service_pb2.AgentServiceRunTaskResponse]:
         """Some progress and success."""
         instance, _ = self._agents.find(self._name)

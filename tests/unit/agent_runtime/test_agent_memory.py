@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -24,10 +25,22 @@ def test_a_state_comes_back_as_it_was(values: dict[str, Any], profile: bytes) ->
     memory, restored = Memory(), Memory()
     for key, value in values.items():
         memory.put(key, value)
-    state = unpack(pack(State(memory.snapshot(), profile)))
+    state = unpack(pack(State(memory.snapshot(), profile, b"said", b"numbers")))
     restored.restore(state.memory)
     assert {key: restored.get(key) for key in restored} == values
-    assert state.profile == profile
+    assert (state.profile, state.conversations, state.vectors) == (profile, b"said", b"numbers")
+
+
+def test_a_state_of_an_earlier_runtime_is_taken_back() -> None:
+    data = b"HFSTATE1" + (10).to_bytes(4, "big") + b'{"k":"1"} ' + b"extra"
+    assert unpack(Blob(data, hashlib.sha256(data).hexdigest())) == State(b'{"k":"1"} ', b"extra")
+
+
+def test_vectors_may_fill_the_room_that_is_left_and_no_more() -> None:
+    state = State(b"{}", b"extra", b"said")
+    full = state._replace(vectors=bytes(state.room_bytes))
+    assert len(pack(full).data) == STATE_MAX_BYTES
+    assert full.room_bytes == 0
 
 
 @given(st.data())
@@ -42,10 +55,18 @@ def test_a_damaged_state_is_refused(data: st.DataObject) -> None:
         unpack(Blob(bytes(changed), blob.sha256))
 
 
-@pytest.mark.parametrize("data", [b"", b"HFSTATE1", b"HFSTATE1\xff\xff\xff\xff{}", b"OTHERONE\0\0\0\2{}"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"HFSTATE1",
+        b"HFSTATE1\xff\xff\xff\xff{}",
+        b"HFSTATE2\0\0\0\2",
+        b"HFSTATE2\0\0\0\2\0\0\0\0\0\0\0\1{}",
+        b"OTHERONE\0\0\0\2{}",
+    ],
+)
 def test_a_foreign_form_is_refused_though_its_checksum_is_right(data: bytes) -> None:
-    import hashlib
-
     with pytest.raises(Invalid):
         unpack(Blob(data, hashlib.sha256(data).hexdigest()))
 

@@ -35,7 +35,7 @@ async def here(function: Any, *arguments: Any) -> Any:
 class Embedder:
     """A model that embeds by counting letters; it notes what it was asked."""
 
-    embeds = True
+    embeds = "letters"
 
     def __init__(self, dimension: int = 26) -> None:
         self.asked: list[list[str]] = []
@@ -123,6 +123,66 @@ async def test_vectors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {f"k{i}": '"x"' for i in range(200)}
     with pytest.raises(Exhausted):
         await Recall(Embedder(), here).search(texts, "q", 1)
+
+
+async def remembered(model: Embedder) -> Recall:
+    found = Recall(model, here)
+    await found.search(TEXTS, "q", 4)
+    return found
+
+
+async def restored(model: Embedder, snapshot: bytes) -> Recall:
+    found = Recall(model, here)
+    found.restore(snapshot)
+    model.asked.clear()
+    return found
+
+
+async def test_vectors_come_back_from_hibernation_and_only_what_changed_is_embedded_anew() -> None:
+    model = Embedder()
+    snapshot = (await remembered(model)).snapshot(10_000)
+    expected = await (await remembered(model)).search(TEXTS, "tea", 4)
+    again = await restored(model, snapshot)
+    assert await again.search(TEXTS, "tea", 4) == expected
+    assert model.asked == [["tea"]]
+    changed = await restored(model, snapshot)
+    await changed.search({**TEXTS, "coffee": json.dumps("tea")}, "q", 4)
+    assert model.asked == [["coffee tea"], ["q"]]
+
+
+async def test_a_snapshot_before_the_first_search_still_has_what_was_kept() -> None:
+    model = Embedder()
+    snapshot = (await remembered(model)).snapshot(10_000)
+    assert (await restored(model, snapshot)).snapshot(10_000) == snapshot
+
+
+async def test_another_models_vectors_are_made_again() -> None:
+    model, other = Embedder(), Embedder()
+    other.embeds = "other"
+    again = await restored(other, (await remembered(model)).snapshot(10_000))
+    await again.search(TEXTS, "q", 4)
+    assert sorted(map(len, other.asked)) == [1, 4]
+
+
+async def test_a_snapshot_has_the_newest_that_fit_and_none_of_what_is_made_here() -> None:
+    model = Embedder()
+    found = await remembered(model)
+    one = next(size for size in range(1000) if found.snapshot(size))
+    assert len(found.snapshot(one)) <= one
+    again = await restored(model, found.snapshot(one))
+    await again.search(TEXTS, "q", 4)
+    assert len(model.asked[0]) == 3
+    assert not any(text.startswith("incident") for text in model.asked[0])
+    lexical = Recall(from_config({}), here)
+    await lexical.search(TEXTS, "q", 4)
+    assert lexical.snapshot(10_000) == b""
+
+
+async def test_a_damaged_snapshot_is_refused() -> None:
+    snapshot = (await remembered(Embedder())).snapshot(10_000)
+    for damaged in (snapshot[:3], snapshot[:-1], snapshot[:4] + b"[" + snapshot[5:], b"\0\0\0\2{}"):
+        with pytest.raises(ValueError):
+            Recall(Embedder(), here).restore(damaged)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
