@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, Protocol
 
 import grpc
@@ -66,7 +66,7 @@ def to_status(error: FactoryError) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=DOMAIN,
-            metadata={key: _cut(value) for key, value in error.metadata.items()},
+            metadata={key: _cut(value) for key, value in _metadata(error).items()},
         )
     )
     for detail in _details(error):
@@ -75,6 +75,13 @@ def to_status(error: FactoryError) -> status_pb2.Status:
         if status.ByteSize() + packed.ByteSize() <= DETAILS_MAX_BYTES:
             status.details.append(packed)
     return status
+
+
+def _metadata(error: FactoryError) -> Mapping[str, str]:
+    """Its own, and of a limit always which one it is."""
+    if isinstance(error, errors.Exhausted) and error.reason == "LIMIT_REACHED" and error.quota:
+        return {"limit": error.quota, **error.metadata}
+    return error.metadata
 
 
 def _cut(text: str, limit: int = TEXT_MAX_BYTES) -> str:

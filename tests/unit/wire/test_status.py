@@ -129,3 +129,12 @@ def test_details_of_others_are_passed_over() -> None:
 def test_every_code_of_a_peer_becomes_a_native_error(code: grpc.StatusCode) -> None:
     status = status_pb2.Status(code=code.value[0], message="x")
     assert isinstance(from_rpc_error(rpc_error(status, [])), FactoryError)
+
+
+def test_a_limit_says_always_which_one_it_is() -> None:
+    info = error_details_pb2.ErrorInfo()
+    for error in (errors.Exhausted("x", quota="crews"), errors.Exhausted("x", metadata={"limit": "crews"})):
+        to_status(error).details[0].Unpack(info)
+        assert dict(info.metadata) == {"limit": "crews"}
+    to_status(errors.Exhausted("x", "SUBSCRIBER_TOO_SLOW", {"cursor": "c"})).details[0].Unpack(info)
+    assert dict(info.metadata) == {"cursor": "c"}
