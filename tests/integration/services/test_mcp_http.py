@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 from support.asking import assembled
-from support.http_face import Caller, Face, open_face
+from support.http_face import Caller, Face, open_face, tls
 from support.site import Plant, Site, open_site, until
 from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
@@ -24,6 +24,7 @@ from wire.mcp.errors import HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, U
 from wire.mcp.revisions import STATELESS
 
 CALLS = 2000
+WITHIN_S = 10.0
 
 
 class Mcp:
@@ -368,3 +369,72 @@ async def test_many_calls_leave_no_connections(plant: Plant, admin: Caller, endp
     assert resting <= 8
     assert len(of(endpoints, "w").seen) == CALLS
     assert len(of(endpoints, "w").connections) <= 8
+
+
+SMUGGLED = (
+    b"POST /mcp HTTP/1.1\r\nhost: localhost\r\nx-hyperfactory-scopes: admin\r\ncontent-length: 2\r\n\r\n{}"
+)
+TWO_ENDS = [
+    (["transfer-encoding: chunked", f"content-length: {5 + len(SMUGGLED)}"], b"0\r\n\r\n" + SMUGGLED),
+    (["content-length: 4", "transfer-encoding: chunked"], b"5c\r\n" + SMUGGLED + b"\r\n0\r\n\r\n"),
+    (["transfer-encoding: chunked", "transfer-encoding: identity"], b"0\r\n\r\n" + SMUGGLED),
+    (["transfer-encoding: xchunked"], b"0\r\n\r\n" + SMUGGLED),
+    (["transfer-encoding : chunked"], b"0\r\n\r\n" + SMUGGLED),
+    (["transfer-encoding: \x0bchunked"], b"0\r\n\r\n" + SMUGGLED),
+    (["content-length: 2", f"content-length: {2 + len(SMUGGLED)}"], b"{}" + SMUGGLED),
+    (["content-length: 2, 2"], b"{}"),
+    (["content-length: +2"], b"{}"),
+    (["transfer-encoding: chunked"], b"2\n{}\n0\n\n"),
+    (["transfer-encoding: chunked"], b"-2\r\n{}\r\n0\r\n\r\n"),
+    (["mcp-name: a\rx-hyperfactory-scopes: admin", "content-length: 2"], b"{}"),
+    (["mcp-name: a\nx-hyperfactory-scopes: admin", "content-length: 2"], b"{}"),
+    (["mcp-name: a\x00b", "content-length: 2"], b"{}"),
+    (["mcp-name: a\r\n b", "content-length: 2"], b"{}"),
+    (["host: evil.example", "content-length: 2"], b"{}"),
+]
+ONE_END = [
+    (["connection: x-hyperfactory-scopes, close", "content-length: 2"], b"{}"),
+    (["x_hyperfactory_scopes: admin", "connection: close", "content-length: 2"], b"{}"),
+    (
+        ["transfer-encoding: chunked", "connection: close"],
+        b"2\r\n{}\r\n0\r\nx-hyperfactory-scopes: admin\r\n\r\n",
+    ),
+    (["transfer-encoding: chunked", "connection: close"], b"2;a=b\r\n{}\r\n0\r\n\r\n"),
+]
+
+
+async def test_no_request_hides_in_another(plant: Plant, face: Face, endpoints: dict[str, Mcp]):
+    """What two readers could read in two ways is refused; whatever comes after it is not read."""
+    crew = await assembled(plant)
+    seen = of(endpoints, "w").seen
+    reviewer = face.operator(["reviewer"])
+    path = f"/agents/{crew.agents[0].id}/mcp"
+    for lines, body in TWO_ENDS:
+        assert b" 400 " in (await sent_raw(reviewer, face.port, path, lines, body)).partition(b"\r\n")[0], (
+            lines
+        )
+        assert not seen, lines
+    for lines, body in ONE_END:
+        assert b" 200 " in (await sent_raw(reviewer, face.port, path, lines, body)).partition(b"\r\n")[0], (
+            lines
+        )
+        [(headers, got)] = seen
+        assert ({k.lower(): v for k, v in headers.items()}["x-hyperfactory-scopes"], got) == (
+            "reviewer",
+            b"{}",
+        )
+        seen.clear()
+
+
+async def sent_raw(caller: Caller, port: int, path: str, lines: list[str], body: bytes) -> bytes:
+    """All that is answered to these bytes; the connection ends after it."""
+    own = [f"POST {path} HTTP/1.1", "host: localhost", f"authorization: Bearer {caller.identity.token}"]
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=tls(caller.identity), server_hostname="localhost"
+    )
+    try:
+        writer.write("\r\n".join([*own, *lines]).encode("latin-1") + b"\r\n\r\n" + body)
+        async with asyncio.timeout(WITHIN_S):
+            return await reader.read()
+    finally:
+        writer.close()
