@@ -21,6 +21,7 @@ from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import types_pb2
 from wire.errors import AgentCodeFailed, Exhausted, FactoryError
 from wire.status import to_status
+from wire.tokens import SCOPES
 
 TOO_MANY_TOOLS = types_pb2.Condition(
     type="ToolsListed",
@@ -46,22 +47,23 @@ def tool(found: Tool) -> pb.Tool:
         name=found.name,
         description=found.description,
         input_schema=to_struct(found.input_schema),
-        # A list of the crew knows two kinds of tools: what asks for more than a reviewer is not for reviewers.
-        read_only=found.read_only and found.scope in ("", "reviewer"),
+        read_only=found.read_only,
         title=found.title,
         output_schema=None if found.output_schema is None else to_struct(found.output_schema),
         destructive=found.destructive,
         idempotent=found.idempotent,
         open_world=found.open_world,
+        scope=found.scope,
     )
 
 
 def report(agent: AssumedAgent) -> pb.AgentReport:
-    """What the agent offers to whom it may concern: each scope's share is for the factory to cut."""
+    """What the agent offers to whom it may concern: each caller's share is for the factory to cut. What its own
+    scope does not reach nobody can call."""
     offered = agent.parts.context.capabilities
     said = pb.AgentReport(revision=offered.revision, conditions=offered.conditions())
     left_bytes = REPORT_MAX_BYTES
-    for found in offered.tools:
+    for found in agent.visible_tools(SCOPES):
         shown = tool(found)
         left_bytes -= shown.ByteSize()
         if left_bytes < 0:

@@ -23,8 +23,8 @@ CONDITION_TYPE_MAX_CHARS = 128
 CONDITION_TEXT_MAX_CHARS = 512
 OURS = frozenset({"Healthy"})
 """What the factory itself says of an agent; no agent says it of itself."""
-WRITERS = frozenset({"admin", "coder"})
-"""Scopes that may change things; every other scope sees and calls read-only tools alone."""
+REACH = ("admin", "coder", "reviewer")
+"""Scopes, the widest first: each reaches what the ones after it reach."""
 GONE = (AgentState.DRAINING, *TERMINAL)
 """States in which an agent's tools are not listed: it takes no call any more."""
 
@@ -170,18 +170,35 @@ def by_name(listed: Iterable[Entry]) -> dict[str, Entry]:
     return found
 
 
+def reach(scopes: Iterable[str]) -> str:
+    """The widest of these scopes; empty for none. Whoever has the same reach sees the same tools."""
+    return next((scope for scope in REACH if scope in scopes), "")
+
+
+def asked(tool: agent_service_pb2.Tool) -> str:
+    """The least scope that may use the tool: its effect asks for one, and it may ask for more."""
+    by_effect = "reviewer" if tool.read_only else "coder"
+    return min(by_effect, tool.scope or by_effect, key=_place)
+
+
+def _place(scope: str) -> int:
+    """The widest first; one that we do not know is wider than all."""
+    return REACH.index(scope) if scope in REACH else -1
+
+
 def may_use(tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> bool:
     """Whether these scopes see and call the tool."""
-    return tool.read_only or not WRITERS.isdisjoint(scopes)
+    return _place(reach(scopes) or "reviewer") <= _place(asked(tool))
 
 
 def check_use(name: str, tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> None:
     """Denied where these scopes do not reach the tool."""
     if not may_use(tool, scopes):
+        needed = asked(tool)
         raise Denied(
-            f"the token's scope does not reach tool '{name}': it changes things",
+            f"the token's scope does not reach tool '{name}': it asks for '{needed}'",
             reason="SCOPE_MISSING",
-            metadata={"tool": name, "scope": " ".join(sorted(WRITERS))},
+            metadata={"tool": name, "scope": " ".join(s for s in REACH if _place(s) <= _place(needed))},
         )
 
 

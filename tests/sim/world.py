@@ -193,7 +193,9 @@ class Life:
     async def update(self, agents: int) -> model.CrewRow:
         """The crew, of so many agents now."""
         request = crew_service_pb2.UpdateCrewRequest(
-            request_id=self.request_id(), crew=self.crew, manifest=manifest(agents=agents, context={"goal": 1})
+            request_id=self.request_id(),
+            crew=self.crew,
+            manifest=manifest(agents=agents, context={"goal": 1}),
         )
 
         async def call(plant: Plant) -> model.CrewRow:

@@ -35,7 +35,7 @@ class _Crew:
 
     known: Mapping[str, Entry]
     encoded: Mapping[str, tuple[Entry, bytes]]
-    lists: dict[bool, Listed] = field(default_factory=dict)
+    lists: dict[str, Listed] = field(default_factory=dict)
     """By whether their reader may write."""
 
 
@@ -66,10 +66,10 @@ class EncodedLists:
         self._crews.move_to_end(crew)  # the last one used is the last to go
         if len(self._crews) > CREWS_MAX:
             self._crews.popitem(last=False)
-        writes = not tools.WRITERS.isdisjoint(scopes)
-        listed = kept.lists.get(writes)
+        reach = tools.reach(scopes)
+        listed = kept.lists.get(reach)
         if listed is None:
-            listed = kept.lists[writes] = [
+            listed = kept.lists[reach] = [
                 (name, encoded)
                 for name, (entry, encoded) in kept.encoded.items()
                 if tools.may_use(entry.tool, scopes)

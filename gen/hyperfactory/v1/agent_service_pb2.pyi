@@ -630,7 +630,7 @@ class AgentReport(_message.Message):
     """Rises with each report of one instance."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """All its tools, by name, whatever the scope."""
+        """All its tools that its own scope reaches, by name, whatever scope they ask of a caller."""
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Condition]:
@@ -1077,6 +1077,7 @@ class Tool(_message.Message):
     DESTRUCTIVE_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
     OPEN_WORLD_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, `[A-Za-z0-9_-]{1,64}`."""
     description: _builtins.str
@@ -1091,6 +1092,10 @@ class Tool(_message.Message):
     """The same call again changes nothing more. A hint of the tool itself."""
     open_world: _builtins.bool
     """It reaches things outside the sandbox. A hint of the tool itself."""
+    scope: _builtins.str
+    """The least scope that may see and call it: `reviewer`, `coder` or `admin`. Empty: as its effect asks, `reviewer`
+    for what is read-only and `coder` for all else. A narrower scope than that has no effect.
+    """
     @_builtins.property
     def input_schema(self) -> _struct_pb2.Struct:
         """JSON Schema of its arguments."""
@@ -1111,10 +1116,11 @@ class Tool(_message.Message):
         destructive: _builtins.bool | None = ...,
         idempotent: _builtins.bool | None = ...,
         open_world: _builtins.bool | None = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "destructive", b"destructive", "idempotent", b"idempotent", "input_schema", b"input_schema", "open_world", b"open_world", "output_schema", b"output_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "description", b"description", "destructive", b"destructive", "idempotent", b"idempotent", "input_schema", b"input_schema", "name", b"name", "open_world", b"open_world", "output_schema", b"output_schema", "read_only", b"read_only", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "description", b"description", "destructive", b"destructive", "idempotent", b"idempotent", "input_schema", b"input_schema", "name", b"name", "open_world", b"open_world", "output_schema", b"output_schema", "read_only", b"read_only", "scope", b"scope", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__destructive: _TypeAlias = _typing.Literal["destructive"]  # noqa: Y015
     _WhichOneofArgType__destructive: _TypeAlias = _typing.Literal["_destructive", b"_destructive"]  # noqa: Y015

@@ -103,3 +103,16 @@ def test_a_reviewer_uses_what_changes_nothing():
     for scopes, writes in (({"admin"}, True), ({"coder"}, True), ({"reviewer"}, False), (set(), False)):
         assert tools.may_use(tool("t"), scopes) is writes
         assert tools.may_use(tool("t", read_only=True), scopes)
+
+
+def test_a_tool_may_ask_for_more_than_its_effect_does_and_never_for_less():
+    for scope, read_only, able in (
+        ("", True, ["admin", "coder", "reviewer"]),
+        ("", False, ["admin", "coder"]),
+        ("reviewer", False, ["admin", "coder"]),
+        ("coder", True, ["admin", "coder"]),
+        ("admin", True, ["admin"]),
+        ("unheard of", True, []),
+    ):
+        found = agent_service_pb2.Tool(name="t", read_only=read_only, scope=scope)
+        assert [who for who in tools.REACH if tools.may_use(found, {who})] == able, (scope, read_only)
