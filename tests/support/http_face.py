@@ -60,6 +60,13 @@ class Caller:
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         return self.session.post(self.url + path, data=data, headers=sent, ssl=tls(self.identity))
 
+    async def delete(self, path: str, **headers: str) -> int:
+        """The status of a DELETE."""
+        sent = {"authorization": f"Bearer {self.identity.token}"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.delete(self.url + path, headers=sent, ssl=tls(self.identity)) as answer:
+            return answer.status
+
     async def ask(self, path: str, body: Any, **headers: str) -> Answer:
         """A request and its whole answer."""
         async with self.post(path, body, **headers) as answer:

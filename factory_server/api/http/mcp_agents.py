@@ -42,6 +42,10 @@ REFUSED: Final = 300
 SESSION: Final = SESSION_HEADER.encode()
 
 
+class _ForgottenError(Unavailable):
+    """The agent does not know the session any more."""
+
+
 class AgentSessions:
     """All of them; per agent a bounded number, where room is made as in the table of clients' sessions."""
 
@@ -57,7 +61,10 @@ class AgentSessions:
     ) -> tuple[Answer, AgentSession]:
         """Pass a call on within the client's session at the agent. What `Relay.ask` raises, and Exhausted."""
         for _ in range(TRIES_MAX):
-            at = await self._at(session, agent, caller)
+            try:
+                at = await self._at(session, agent, caller)
+            except _ForgottenError:
+                continue
             at.calls += 1
             try:
                 answer = await self._relay.ask(agent, _within(call, at.id).to)
@@ -107,7 +114,11 @@ class AgentSessions:
             if session.level and at.level != session.level:
                 params = {"level": session.level}
                 request = messages.request(secrets.token_hex(8), "logging/setLevel", params)
-                await self._exchange(agent, caller, request, at.id, session.revision)
+                try:
+                    await self._exchange(agent, caller, request, at.id, session.revision)
+                except _ForgottenError:
+                    self._drop(session, agent, at)
+                    raise
                 at.level = session.level
             return at
 
@@ -158,6 +169,8 @@ class AgentSessions:
                     answer.close()
         except TimeoutError:
             raise Unavailable(f"the agent does not answer within {OPEN_MAX_S:g} s") from None
+        if session and status == NOT_FOUND:
+            raise _ForgottenError("the agent has forgotten the session")
         if status >= REFUSED:
             raise Unavailable(f"agent '{rows[-1].name}' refuses the client's session: {status}")
         return rows[-1], dict(headers).get(SESSION_HEADER, ""), _result(body)
