@@ -113,7 +113,7 @@ class Proxy:
         except (aiohttp.ClientError, TimeoutError) as error:
             if request.writer.output_size > 0:
                 raise ConnectionResetError("the factory broke off") from error
-            return _refusal(502, 14, f"cannot reach the factory: {error}")
+            return _refusal(502, 14, f"cannot reach the factory: {cause_of(error)}")
 
     async def reach(self) -> None:
         """Fail now rather than at the first request."""
@@ -129,7 +129,7 @@ class Proxy:
             async with asyncio.timeout(CONNECT_MAX_S), asking as answer:
                 answer.raise_for_status()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise NotConnectedError(f"cannot connect to {self._client.endpoint}: {error}") from error
+            raise NotConnectedError(f"cannot connect to {self._client.endpoint}: {cause_of(error)}") from error
 
 
 def foreign(request: web.BaseRequest) -> str | None:
@@ -143,6 +143,13 @@ def foreign(request: web.BaseRequest) -> str | None:
     if request.headers.get("Sec-Fetch-Site", "none") == "cross-site":
         return "another site's page asked for it"
     return None
+
+
+def cause_of(error: Exception) -> str:
+    """What kept us from an answer, without the library's objects in it."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return said or "it did not answer in time"
 
 
 async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
