@@ -25,6 +25,7 @@ from factory_server.services.tasks import Tasks
 from factory_server.services.vectors import VectorSpaces
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2_grpc, events_pb2
 from hyperfactory.v1 import crew_service_pb2 as pb
+from wire.policy import current_caller
 
 BOOKMARK_S = 10.0
 SHARED_MAX = 32
@@ -218,7 +219,7 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
     # Tasks
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Any) -> AsyncIterator[pb.RunTaskResponse]:
-        task, _ = await self._u.tasks.start(request, actor())
+        task, _ = await self._u.tasks.start(request, actor(), current_caller().scopes)
         yield pb.RunTaskResponse(
             accepted=pb.TaskAccepted(task=task.id, agent=task.agent, generation=task.generation)
         )

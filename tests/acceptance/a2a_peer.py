@@ -1,6 +1,7 @@
 """The official a2a-sdk client against a factory: a process of its own, since its descriptors are named as ours.
 
-Says what it saw as one JSON document. Arguments: client.json, the card of a quick agent and that of a slow one.
+Says what it saw as one JSON document. Arguments: client.json, and the cards of a quick agent, of a slow one, and of one
+that a model answers for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 from a2a.client.client import ClientConfig
 from a2a.client.client_factory import ClientFactory
+from a2a.server.tasks.task_manager import append_artifact_to_task
 from a2a.types import a2a_pb2 as pb
 from a2a.utils import errors
 from google.protobuf.json_format import MessageToDict, Parse
@@ -55,6 +57,39 @@ async def refusal(work: Any) -> str:
     return "none"
 
 
+async def wrong_fields(work: Any) -> list[str]:
+    try:
+        await work
+    except errors.InvalidParamsError as error:
+        return [found["field"] for found in (error.data or {})["errors"]]
+    return []
+
+
+async def talk(client: Any, waiting: Any) -> dict[str, Any]:
+    """Three messages of one context: the script has answers for two."""
+    seen: dict[str, Any] = {"kinds": [], "states": []}
+    task = pb.Task()
+    async for response in client.send_message(message("t-1", pb.Part(text="I am Ada"), context_id="c-1")):
+        kind = response.WhichOneof("payload")
+        seen["kinds"].append(kind)
+        if kind == "task":
+            task = response.task
+        elif kind == "artifact_update":
+            append_artifact_to_task(task, response.artifact_update)
+            last = response.artifact_update
+        else:
+            seen["states"].append(pb.TaskState.Name(response.status_update.status.state))
+    seen["folded"] = "".join(part.text for part in task.artifacts[0].parts)
+    seen["last_chunk"] = last.last_chunk
+    second = await first(waiting.send_message(message("t-2", pb.Part(text="Who am I?"), context_id="c-1")))
+    seen["second"] = MessageToDict(second.task)
+    third = await first(waiting.send_message(message("t-3", pb.Part(text="Again?"), context_id="c-1")))
+    seen["third"] = MessageToDict(third.task.status)
+    failed = await waiting.list_tasks(pb.ListTasksRequest(status=pb.TASK_STATE_FAILED, history_length=0))
+    seen["failed"] = [task.id for task in failed.tasks] == [third.task.id]
+    return seen
+
+
 async def first(responses: Any) -> Any:
     async for response in responses:
         return response
@@ -70,6 +105,9 @@ async def main() -> dict[str, Any]:
     slow_card = Parse(Path(sys.argv[3]).read_text(), pb.AgentCard())
     slow = ClientFactory(ClientConfig(streaming=False, polling=True, **base)).create(slow_card)
     watching = ClientFactory(ClientConfig(streaming=True, **base)).create(slow_card)
+    talker_card = Parse(Path(sys.argv[4]).read_text(), pb.AgentCard())
+    talker = ClientFactory(ClientConfig(streaming=True, **base)).create(talker_card)
+    asker = ClientFactory(ClientConfig(streaming=False, **base)).create(talker_card)
     seen: dict[str, Any] = {}
 
     hello = message("m-1", pb.Part(text="hello"), data({"n": 7}), context_id="talk-1")
@@ -101,8 +139,15 @@ async def main() -> dict[str, Any]:
     seen["of_context"] = [
         task.id for task in (await waiting.list_tasks(pb.ListTasksRequest(context_id="talk-1"))).tasks
     ]
+    newer = pb.ListTasksRequest(include_artifacts=True)
+    newer.status_timestamp_after.CopyFrom(answer.task.status.timestamp)
+    newer.status_timestamp_after.FromNanoseconds(newer.status_timestamp_after.ToNanoseconds() + 1000)
+    seen["newer"] = [len(task.artifacts) for task in (await waiting.list_tasks(newer)).tasks]
+    seen["talk"] = await talk(talker, asker)
     extended = await waiting.get_extended_agent_card(pb.GetExtendedAgentCardRequest())
     seen["extended"] = extended.name
+    unwelcome = message("m-6", pb.Part(text="x"))
+    unwelcome.configuration.accepted_output_modes.append("image/png")
     config = pb.TaskPushNotificationConfig(task_id=begun.id, url="https://example.com/")
     seen["refused"] = {
         "push": await refusal(waiting.create_task_push_notification_config(config)),
@@ -113,8 +158,23 @@ async def main() -> dict[str, Any]:
         "continued": await refusal(
             first(waiting.send_message(message("m-5", pb.Part(text="x"), task_id=answer.task.id)))
         ),
+        "modes": await refusal(first(waiting.send_message(unwelcome))),
+        "config": await refusal(
+            waiting.get_task_push_notification_config(
+                pb.GetTaskPushNotificationConfigRequest(task_id=begun.id, id="c")
+            )
+        ),
     }
-    for client in (streaming, waiting, slow, watching):
+    seen["wrong"] = [
+        await wrong_fields(first(waiting.send_message(message("", pb.Part())))),
+        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_size=101, history_length=-1))),
+        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_token="x"))),
+        await wrong_fields(
+            waiting.list_tasks(pb.ListTasksRequest(page_token=listed.next_page_token, context_id="talk-1"))
+        ),
+        await wrong_fields(waiting.get_task(pb.GetTaskRequest(id=answer.task.id, history_length=-1))),
+    ]
+    for client in (streaming, waiting, slow, watching, talker, asker):
         await client.close()
     return seen
 

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from running import ROOT, Running
+from running import ROOT, Running, request_id
 
+from hyperfactory.v1 import profile_service_pb2, types_pb2
 from lf.a2a.v1 import a2a_pb2, a2a_pb2_grpc
 
 pytestmark = pytest.mark.timeout(180)
@@ -22,10 +23,26 @@ CALL_WITHIN_S = 20.0
 VERSION = ("a2a-version", "1.0")
 
 
+SCRIPT = {
+    "kind": "scripted",
+    "turns": [
+        {"expect": {"equals": "I am Ada"}, "reply": {"text": "Hello Ada. " * 12}},
+        {"expect": {"equals": "Who am I?"}, "reply": {"text": "You are Ada."}},
+    ],
+}
+
+
 @pytest.fixture
 async def pair(client):
-    """A quick agent, and one that waits for what does not come."""
-    members = [{"name": "quick", "profile": "generic"}, {"name": "slow", "profile": "reviewer"}]
+    """A quick agent, one that waits for what does not come, and one for which a model answers."""
+    name = f"ada-{request_id()[:8]}"
+    spec = types_pb2.ProfileSpec()
+    spec.config.update({"model": SCRIPT})
+    profile = types_pb2.Profile(name=name, spec=spec)
+    request = profile_service_pb2.CreateProfileRequest(request_id=request_id(), profile=profile)
+    await client.profiles.CreateProfile(request, metadata=client.metadata)
+    profiles = {"quick": "generic", "slow": "reviewer", "talker": name}
+    members = [{"name": member, "profile": of} for member, of in profiles.items()]
     made = await client.assemble(name="a2a", members=members, context={})
     yield {agent.name: agent.id for agent in made.agents}
     await client.disband(made.id)
@@ -62,7 +79,7 @@ async def test_the_official_client_sends_streams_lists_and_cancels(running, clie
     from google.protobuf.json_format import MessageToJson
 
     files = []
-    for name in ("quick", "slow"):
+    for name in ("quick", "slow", "talker"):
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(MessageToJson(await card_of(client, pair[name])))
     seen = await peer(running, *files)
@@ -102,7 +119,34 @@ async def test_the_official_client_sends_streams_lists_and_cancels(running, clie
         "subscribe": "UnsupportedOperationError",
         "raw": "ContentTypeNotSupportedError",
         "continued": "UnsupportedOperationError",
+        "modes": "ContentTypeNotSupportedError",
+        "config": "PushNotificationNotSupportedError",
     }
+    assert seen["wrong"] == [
+        ["message.message_id", "message.parts[0]"],
+        ["history_length", "page_size"],
+        ["page_token"],
+        ["page_token"],
+        ["history_length"],
+    ]
+    assert seen["newer"] == [1]
+    check_talk(seen["talk"])
+
+
+def check_talk(talk: dict[str, Any]) -> None:
+    """An answer in pieces, a second one that knows the first, and a third that the script does not have."""
+    kinds, cost = talk["kinds"], talk["second"]["metadata"]
+    assert (kinds[0], kinds[-1]) == ("task", "status_update")
+    assert kinds.count("artifact_update") >= 3
+    assert talk["states"] == ["TASK_STATE_COMPLETED"]
+    assert (talk["folded"], talk["last_chunk"]) == ("Hello Ada. " * 12, True)
+    [artifact] = talk["second"]["artifacts"]
+    assert [part["text"] for part in artifact["parts"]] == ["You are Ada."]
+    assert cost["finishReason"] == artifact["metadata"]["finishReason"] == "stop"
+    assert cost["usage"]["inputTokens"] > cost["usage"]["outputTokens"] > 0
+    assert talk["third"]["state"] == "TASK_STATE_FAILED"
+    assert "has 2 turns" in talk["third"]["message"]["parts"][0]["text"]
+    assert talk["failed"]
 
 
 async def test_a_card_says_what_the_agent_is_and_can(client, pair):
@@ -126,6 +170,7 @@ async def test_a_card_says_what_the_agent_is_and_can(client, pair):
     [
         ((), True, grpc.StatusCode.FAILED_PRECONDITION, b"VERSION_NOT_SUPPORTED"),
         ((("a2a-version", "0.3"),), True, grpc.StatusCode.FAILED_PRECONDITION, b"VERSION_NOT_SUPPORTED"),
+        ((("a2a-version", "1.1"),), True, grpc.StatusCode.FAILED_PRECONDITION, b"VERSION_NOT_SUPPORTED"),
         ((VERSION,), False, grpc.StatusCode.UNAUTHENTICATED, b"TOKEN_MISSING"),
     ],
 )
@@ -149,6 +194,9 @@ async def test_the_card_lies_where_clients_look_for_it(proxy_url, client, pair):
         async with session.get(path) as answer:
             assert (answer.status, answer.content_type) == (200, "application/json")
             card = Parse(await answer.text(), a2a_pb2.AgentCard())
+            known = {"If-None-Match": answer.headers["ETag"]}
+        async with session.get(path, headers=known) as same:
+            assert (same.status, await same.text()) == (304, "")
         assert card.supported_interfaces == (await card_of(client, pair["quick"])).supported_interfaces
         async with session.get(f"{proxy_url}/agents/a-none/.well-known/agent-card.json") as unknown:
             assert unknown.status == 404

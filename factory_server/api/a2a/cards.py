@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from factory_server.api.a2a.checks import MODES
 from factory_server.core import model
 from factory_server.core.tools import Entry
 from hyperfactory.v1 import agent_service_pb2
@@ -12,7 +13,6 @@ from lf.a2a.v1 import a2a_pb2 as pb
 
 BINDING: Final = "GRPC"
 PROTOCOL: Final = "1.0"
-MODES: Final = ("text/plain", "application/json")
 MTLS, BEARER = "mtls", "bearer"
 
 
@@ -49,7 +49,8 @@ def _work(agent: model.AgentRow) -> pb.AgentSkill:
     return pb.AgentSkill(
         id="task",
         name="Task",
-        description="Takes a task as its profile defines it: text, and a JSON object of its input.",
+        description="Takes a task as its profile defines it: text, and a JSON object of its input. Where a model "
+        "answers, the messages of a context are one conversation.",
         tags=[agent.profile, *sorted(f"{key}={value}" for key, value in agent.labels.items())],
     )
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
 from factory_server.core import model
-from factory_server.core.errors import FieldViolation, Invalid
 from hyperfactory.v1 import agent_service_pb2, crew_service_pb2
 from lf.a2a.v1 import a2a_pb2 as pb
 
@@ -26,31 +25,12 @@ TEXT: Final = "text"
 RESULT: Final = "result"
 TEXT_TYPE: Final = "text/plain"
 DATA_TYPE: Final = "application/json"
-ENDED: Final = frozenset({pb.TASK_STATE_COMPLETED, pb.TASK_STATE_FAILED, pb.TASK_STATE_CANCELED})
-
-
-def readable(message: pb.Message) -> bool:
-    """Whether the message has content that an agent's task can take: text, and objects."""
-    return all(
-        part.WhichOneof("content") == "text" or part.data.WhichOneof("kind") == "struct_value"
-        for part in message.parts
-    )
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def task_request(agent: model.AgentRow, request: pb.SendMessageRequest) -> crew_service_pb2.RunTaskRequest:
     """The same message is the same request: its id makes the request's."""
     message = request.message
-    wrong = [
-        FieldViolation(f"message.{name}", why)
-        for name, why, holds in (
-            ("message_id", "is required", message.message_id),
-            ("role", "must be ROLE_USER", message.role == pb.ROLE_USER),
-            ("parts", "must have at least one part", message.parts),
-        )
-        if not holds
-    ]
-    if wrong:
-        raise Invalid(f"cannot send the message: {wrong[0].field} {wrong[0].description}", violations=wrong)
     body = Struct()
     for part in message.parts:
         if part.WhichOneof("content") == "data":
@@ -63,6 +43,8 @@ def task_request(agent: model.AgentRow, request: pb.SendMessageRequest) -> crew_
             "contextId": message.context_id or _id(agent.id, message, "context"),
         }
     )
+    if message.metadata.fields:
+        body.fields[OURS].struct_value.fields["metadata"].struct_value.CopyFrom(message.metadata)
     return crew_service_pb2.RunTaskRequest(
         request_id=_id(agent.id, message, "task"), crew=agent.crew, agent=agent.id, input=body
     )
@@ -79,7 +61,7 @@ def context_of(row: model.TaskRow) -> str:
 
 def _ids(body: Struct) -> dict[str, str]:
     fields = body.fields[OURS].struct_value.fields if OURS in body.fields else {}
-    return {name: fields[name].string_value for name in fields}
+    return {name: fields[name].string_value for name in ("messageId", "contextId") if name in fields}
 
 
 def state_of(row: model.TaskRow) -> pb.TaskState.ValueType:
@@ -95,7 +77,7 @@ def state_of(row: model.TaskRow) -> pb.TaskState.ValueType:
 def task(row: model.TaskRow, *, history: int | None = None, artifacts: bool = True) -> pb.Task:
     """A task as it is; `history` bounds the messages shown, None does not."""
     shown = pb.Task(id=row.id, context_id=context_of(row), status=status(row))
-    shown.metadata.update({"agent": row.agent, "crew": row.crew})
+    shown.metadata.update({"agent": row.agent, "crew": row.crew, **cost(row)})
     if history is None or history > 0:
         shown.history.append(_asked(row, shown.context_id))
     if artifacts and (made := artifact(row)) is not None:
@@ -112,16 +94,36 @@ def status(row: model.TaskRow) -> pb.TaskStatus:
     return found
 
 
+def cost(row: model.TaskRow) -> dict[str, Any]:
+    """What a model's answer cost and why it ended; nothing where no model answered."""
+    result = agent_service_pb2.TaskResult.FromString(row.result)
+    if not result.finish_reason:
+        return {}
+    usage = {"inputTokens": result.usage.input_tokens, "outputTokens": result.usage.output_tokens}
+    return {"finishReason": result.finish_reason, "usage": usage}
+
+
 def artifact(row: model.TaskRow) -> pb.Artifact | None:
-    """What came of it."""
-    output = agent_service_pb2.TaskResult.FromString(row.result).output
+    """What came of it: a model's answer is its words, all else is data, with its words before it."""
+    result = agent_service_pb2.TaskResult.FromString(row.result)
     if row.phase != "COMPLETED":
         return None
+    text = result.output.fields[TEXT].string_value if TEXT in result.output.fields else ""
     made = pb.Artifact(artifact_id=RESULT, name=RESULT)
-    if output.fields.get(TEXT, Value()).string_value:
-        made.parts.add(text=output.fields[TEXT].string_value, media_type=TEXT_TYPE)
-    made.parts.add(data=Value(struct_value=output), media_type=DATA_TYPE)
+    made.metadata.update(cost(row))
+    if text or result.finish_reason:
+        made.parts.add(text=text, media_type=TEXT_TYPE)
+    if not result.finish_reason:
+        made.parts.add(data=Value(struct_value=result.output), media_type=DATA_TYPE)
     return made
+
+
+def chunk(row: model.TaskRow, text: str, *, append: bool) -> pb.StreamResponse:
+    """More of the answer."""
+    update = pb.TaskArtifactUpdateEvent(task_id=row.id, context_id=context_of(row), append=append)
+    update.artifact.artifact_id = update.artifact.name = RESULT
+    update.artifact.parts.add(text=text, media_type=TEXT_TYPE)
+    return pb.StreamResponse(artifact_update=update)
 
 
 def progressed(row: model.TaskRow, step: agent_service_pb2.TaskProgress, number: int) -> pb.StreamResponse:
@@ -134,18 +136,21 @@ def progressed(row: model.TaskRow, step: agent_service_pb2.TaskProgress, number:
     return pb.StreamResponse(status_update=update)
 
 
-def ended(row: model.TaskRow) -> Iterator[pb.StreamResponse]:
-    """What came of it, and how it ended."""
+def ended(row: model.TaskRow, said: str = "") -> Iterator[pb.StreamResponse]:
+    """What came of it, and how it ended; of an answer only what was not said yet, where that is how it goes on."""
     context = context_of(row)
     if (made := artifact(row)) is not None:
+        append = bool(said) and made.parts[0].text.startswith(said)
+        if append:
+            made.parts[0].text = made.parts[0].text.removeprefix(said)
         yield pb.StreamResponse(
             artifact_update=pb.TaskArtifactUpdateEvent(
-                task_id=row.id, context_id=context, artifact=made, last_chunk=True
+                task_id=row.id, context_id=context, artifact=made, append=append, last_chunk=True
             )
         )
-    yield pb.StreamResponse(
-        status_update=pb.TaskStatusUpdateEvent(task_id=row.id, context_id=context, status=status(row))
-    )
+    update = pb.TaskStatusUpdateEvent(task_id=row.id, context_id=context, status=status(row))
+    update.metadata.update(cost(row))
+    yield pb.StreamResponse(status_update=update)
 
 
 def _asked(row: model.TaskRow, context: str) -> pb.Message:
@@ -157,6 +162,8 @@ def _asked(row: model.TaskRow, context: str) -> pb.Message:
         task_id=row.id,
         role=pb.ROLE_USER,
     )
+    if OURS in body.fields and "metadata" in body.fields[OURS].struct_value.fields:
+        asked.metadata.CopyFrom(body.fields[OURS].struct_value.fields["metadata"].struct_value)
     body.fields.pop(OURS, None)
     if TEXT in body.fields:
         asked.parts.add(text=body.fields[TEXT].string_value, media_type=TEXT_TYPE)
@@ -188,7 +195,12 @@ def matching(rows: Sequence[model.TaskRow], request: pb.ListTasksRequest) -> lis
         and (not request.status or state_of(row) == request.status)
         and changed_at(row).timestamp() >= since
     ]
-    return sorted(found, key=lambda row: (changed_at(row), row.id), reverse=True)
+    return sorted(found, key=place, reverse=True)
+
+
+def place(row: model.TaskRow) -> tuple[int, str]:
+    """Where a task stands in a list: by the microsecond of its last change, then by its id."""
+    return (changed_at(row) - EPOCH) // timedelta(microseconds=1), row.id
 
 
 def changed_at(row: model.TaskRow) -> datetime:

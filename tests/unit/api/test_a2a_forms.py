@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
 
-from factory_server.api.a2a import forms
+from factory_server.api.a2a import checks, forms
 from factory_server.core.errors import Invalid
 from factory_server.core.model import TaskRow
 from hyperfactory.v1 import agent_service_pb2
@@ -60,18 +61,46 @@ def test_the_same_message_is_the_same_request_and_another_is_not():
     assert other.request_id != first.request_id
 
 
+def sent(*parts: pb.Part, history: int = 0, **more: Any) -> pb.SendMessageRequest:
+    request = message(*parts, **more)
+    request.tenant, request.configuration.history_length = "a-1", history
+    return request
+
+
 @pytest.mark.parametrize(
-    ("request_", "field"),
+    ("request_", "fields"),
     [
-        (message(pb.Part(text="x"), message_id=""), "message.message_id"),
-        (message(pb.Part(text="x"), role=pb.ROLE_AGENT), "message.role"),
-        (message(), "message.parts"),
+        (sent(pb.Part(text="x"), message_id=""), ["message.message_id"]),
+        (sent(pb.Part(text="x"), message_id="x" * 257), ["message.message_id"]),
+        (sent(pb.Part(text="x"), context_id="x" * 257), ["message.context_id"]),
+        (sent(pb.Part(text="x"), role=pb.ROLE_AGENT), ["message.role"]),
+        (sent(), ["message.parts"]),
+        (sent(*[pb.Part(text="x")] * 101), ["message.parts"]),
+        (sent(pb.Part(text="x"), pb.Part()), ["message.parts[1]"]),
+        (sent(pb.Part(text="x"), history=-1), ["configuration.history_length"]),
+        (pb.SendMessageRequest(), ["tenant", "message.message_id", "message.role", "message.parts"]),
+        (pb.GetTaskRequest(tenant="a", history_length=-1), ["history_length", "id"]),
+        (pb.CancelTaskRequest(tenant="a" * 65), ["tenant", "id"]),
+        (pb.SubscribeToTaskRequest(), ["tenant", "id"]),
+        (pb.GetExtendedAgentCardRequest(), ["tenant"]),
+        (pb.ListTasksRequest(tenant="a", page_size=0), ["page_size"]),
+        (pb.ListTasksRequest(tenant="a", page_size=101, history_length=-1), ["history_length", "page_size"]),
+        (pb.ListTasksRequest(tenant="a", status=99), ["status"]),
+        (
+            pb.ListTasksRequest(tenant="a", status_timestamp_after=Timestamp(nanos=-1)),
+            ["status_timestamp_after"],
+        ),
     ],
 )
-def test_what_is_missing_is_named(request_, field):
+def test_each_field_that_is_wrong_is_named(request_, fields):
     with pytest.raises(Invalid) as refused:
-        forms.task_request(Agent(), request_)
-    assert [v.field for v in refused.value.violations] == [field]
+        checks.require(request_, "do it")
+    assert [v.field for v in refused.value.violations] == fields
+
+
+def test_what_is_right_passes():
+    checks.require(sent(pb.Part(text="x"), data({"n": 1}), context_id="c"), "do it")
+    checks.require(pb.ListTasksRequest(tenant="a"), "do it")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +133,78 @@ def test_no_more_history_than_was_asked_for(length, shown):
     assert len(forms.task(row(Struct()), history=length).history) == shown
 
 
-@pytest.mark.parametrize("part", [pb.Part(raw=b"x"), pb.Part(url="https://x/"), pb.Part()])
+@pytest.mark.parametrize(
+    "part",
+    [
+        pb.Part(raw=b"x"),
+        pb.Part(url="https://x/"),
+        pb.Part(),
+        pb.Part(text="x", media_type="image/png"),
+        pb.Part(data=Value(number_value=1)),
+        pb.Part(data=Value(struct_value=Struct()), media_type="text/csv"),
+    ],
+)
 def test_what_a_task_cannot_take_is_seen(part):
-    assert not forms.readable(message(pb.Part(text="x"), part).message)
+    assert not checks.readable(message(pb.Part(text="x"), part).message)
+
+
+def test_what_a_task_can_take_is_seen():
+    parts = [
+        pb.Part(text="x", media_type="Text/Markdown; charset=utf-8"),
+        pb.Part(data=Value(struct_value=Struct()), media_type="application/ld+json"),
+    ]
+    assert checks.readable(message(*parts).message)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "welcome"),
+    [
+        ([], True),
+        (["image/png", "text/plain"], True),
+        (["application/json; charset=utf-8"], True),
+        (["*/*"], True),
+        (["text/*"], True),
+        (["image/png"], False),
+    ],
+)
+def test_what_the_caller_takes_is_looked_at(accepted, welcome):
+    assert checks.welcome(accepted) is welcome
+
+
+def answer(text: str = "Hello dear") -> TaskRow:
+    output = Struct()
+    output.update({"text": text})
+    usage = agent_service_pb2.ChatUsage(input_tokens=7, output_tokens=3)
+    return row(Struct(), "COMPLETED", output=output, usage=usage, finish_reason="stop")
+
+
+def test_a_models_answer_is_words_alone_and_says_what_it_cost():
+    made = forms.task(answer())
+    assert [part.text for part in made.artifacts[0].parts] == ["Hello dear"]
+    cost = {"finishReason": "stop", "usage": {"inputTokens": 7, "outputTokens": 3}}
+    assert MessageToDict(made.artifacts[0].metadata) == cost
+    assert MessageToDict(made.metadata) == {"agent": "a-1", "crew": "c-1", **cost}
+
+
+@pytest.mark.parametrize(
+    ("said", "append", "rest"),
+    [
+        ("", False, "Hello dear"),
+        ("Hello", True, " dear"),
+        ("Hello dear", True, ""),
+        ("Other", False, "Hello dear"),
+    ],
+)
+def test_the_end_of_an_answer_is_what_was_not_said_yet(said, append, rest):
+    last, end = forms.ended(answer(), said)
+    update = last.artifact_update
+    assert (update.append, update.last_chunk, update.artifact.parts[0].text) == (append, True, rest)
+    assert MessageToDict(end.status_update.metadata)["finishReason"] == "stop"
+
+
+def test_a_messages_metadata_comes_back_with_it():
+    request = message(pb.Part(text="x"))
+    request.message.metadata.update({"trace": "t-1"})
+    [said] = forms.task(row(forms.task_request(Agent(), request).input)).history
+    assert MessageToDict(said.metadata) == {"trace": "t-1"}
+    assert [part.text for part in said.parts] == ["x"]
