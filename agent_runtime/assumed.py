@@ -244,7 +244,7 @@ class AssumedAgent:
         return abandoned
 
     def _refuse_while_busy(self, verb: str) -> None:
-        if len(self.gate) or self.inbox.busy:
+        if len(self.gate) or self.inbox.busy or self.parts.servers.waiting:
             raise Refused(f"cannot {verb}: the agent is at work", metadata={"state": "BUSY"})
 
     async def _restore(self, state: State) -> None:

@@ -16,6 +16,10 @@ COALESCE_S: Final = 0.01
 Conditions = Callable[[], Sequence[types_pb2.Condition]]
 Told = Callable[[], None]
 Updated = Callable[[str], None]
+Wishes = Callable[[], frozenset[str]]
+"""The URIs of which somebody wants to hear."""
+Link = Callable[[str], Resource | None]
+"""What a URI means that is in no list."""
 
 
 class Capabilities:
@@ -29,7 +33,9 @@ class Capabilities:
         """Rises when what is told differs from before."""
         self._conditions: list[Conditions] = []
         self._told: set[Told] = set()
-        self._updated: set[Updated] = set()
+        self._updated: dict[Updated, Wishes] = {}
+        self._wishing: list[Told] = []
+        self._links: list[Link] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def add_conditions(self, source: Conditions) -> None:
@@ -49,10 +55,43 @@ class Capabilities:
         self._told.add(told)
         return lambda: self._told.discard(told)
 
-    def tell_updates(self, updated: Updated) -> Callable[[], None]:
-        """Call this with the URI of each resource whose content is another."""
-        self._updated.add(updated)
-        return lambda: self._updated.discard(updated)
+    def tell_updates(self, updated: Updated, wishes: Wishes) -> Callable[[], None]:
+        """Call this with the URI of each resource whose content is another. `wishes` are those that matter."""
+        self._updated[updated] = wishes
+        self.wishes_changed()
+
+        def stop() -> None:
+            self._updated.pop(updated, None)
+            self.wishes_changed()
+
+        return stop
+
+    def tell_wishes(self, told: Told) -> None:
+        """Call this when somebody wants to hear of other resources than before."""
+        self._wishing.append(told)
+
+    def wishes(self) -> frozenset[str]:
+        """The resources of whose changes somebody hears now."""
+        return frozenset[str]().union(*(wishes() for wishes in self._updated.values()))
+
+    def wishes_changed(self) -> None:
+        for told in self._wishing:
+            told()
+
+    def add_links(self, link: Link) -> None:
+        """Ask this, too, what a URI means."""
+        self._links.append(link)
+
+    def find(self, uri: str) -> Resource | None:
+        """What a URI means: a listed resource, one that a result pointed to, or the first template that fits."""
+        listed = self.resources.get(uri)
+        if listed is not None and not listed.template:
+            return listed
+        for link in self._links:
+            if found := link(uri):
+                return found
+        fitting = (one for one in self.resources if one.template and one.match(uri) is not None)
+        return min(fitting, key=lambda one: one.rank, default=None)
 
     def updated(self, uri: str) -> None:
         """The content of a resource is another."""

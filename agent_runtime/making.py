@@ -135,9 +135,7 @@ def _servers(request: pb.AssumeRequest, context: Context) -> Servers:
     offered, facts = context.capabilities, context.facts
     base = {**software.environment(context.workspace), **proxy_env(facts.proxy), **facts.env}
     specs = [spec_of(server, base, request.secrets) for server in request.spec.mcp_servers]
-    servers = Servers(specs, context.workspace, offered.tools.replace, offered.changed)
-    offered.add_conditions(servers.conditions)
-    return servers
+    return Servers(specs, context.workspace, offered)
 
 
 async def _skills(request: pb.AssumeRequest, paths: Paths, context: Context) -> Skills:

@@ -10,6 +10,7 @@ from typing import Any
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.mcp.limits import KEEP_ALIVE_S, STREAMS_MAX, STREAMS_OF_CALLER_MAX, WAITING_MAX
 from agent_runtime.mcp.methods import capabilities
+from agent_runtime.mcp.reading import Reader
 from agent_runtime.mcp.sessions import Session
 from wire.errors import Exhausted
 from wire.mcp import forms, messages
@@ -108,7 +109,7 @@ class _Changes:
 
     def __enter__(self) -> None:
         told = self._agent.offered
-        self._stops = [told.tell(self._changed), told.tell_updates(self._updated)]
+        self._stops = [told.tell(self._changed), told.tell_updates(self._updated, self._uris)]
         self._changed()  # what changed between the acknowledgement and now
 
     def __exit__(self, *_: object) -> None:
@@ -122,11 +123,11 @@ class _Changes:
         return self._waiting.popleft()
 
     def _look(self) -> Lists:
-        told = self._agent.offered
+        reader = Reader(self._agent, self._scopes)
         return {
             TOOLS_CHANGED: self._agent.visible_tools(self._scopes),
-            PROMPTS_CHANGED: list(told.prompts),
-            RESOURCES_CHANGED: list(told.resources),
+            PROMPTS_CHANGED: reader.prompts(),
+            RESOURCES_CHANGED: reader.resources(),
         }
 
     def _changed(self) -> None:
@@ -136,7 +137,7 @@ class _Changes:
                 self._put(kind, {})
 
     def _updated(self, uri: str) -> None:
-        if uri in self._uris():
+        if uri in self._uris() and Reader(self._agent, self._scopes).hears_of(uri):
             self._put(RESOURCE_UPDATED, {"uri": uri})
 
     def _put(self, method: str, params: Json) -> None:

@@ -22,17 +22,22 @@ def server_info(agent: AssumedAgent) -> Json:
 
 def capabilities(agent: AssumedAgent) -> Json:
     """What the agent offers now: nothing is declared that it would not answer."""
-    offered = agent.offered
     found: Json = {"tools": {"listChanged": True}}
-    if len(offered.resources):
+    if _has(agent, "resources"):
         found["resources"] = {"listChanged": True, "subscribe": True}
-    if len(offered.prompts):
+    if _has(agent, "prompts"):
         found["prompts"] = {"listChanged": True}
-    if len(offered.resources) or len(offered.prompts):
+    if found.keys() & {"resources", "prompts"}:
         found["completions"] = {}
     if agent.parts.skills.entries():
         found["extensions"] = {skills.EXTENSION: {}}
     return found
+
+
+def _has(agent: AssumedAgent, kind: str) -> bool:
+    """Whether there are any, or a server may bring some: who has asked once does not ask again."""
+    mine = agent.offered.resources if kind == "resources" else agent.offered.prompts
+    return len(mine) > 0 or agent.parts.servers.promises(kind)
 
 
 async def discover(asked: Asked) -> Json:

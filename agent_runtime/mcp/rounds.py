@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from agent_runtime.mcp.asked import Asked
@@ -34,7 +35,8 @@ def round_of(asked: Asked, name: str) -> Round:
     if not isinstance(sealed, str):
         raise invalid_params("params.requestState is a string")
     state = asked.sealer.open(sealed, _purpose(asked, name)) if sealed else ""
-    return Round(asked.client.capabilities, answers, state)
+    ask = None if asked.client.stateless or asked.session is None else asked.exchange.ask
+    return Round(asked.client.capabilities, answers, state, ask, asked.caller.spiffe)
 
 
 def _purpose(asked: Asked, name: str) -> str:
@@ -56,7 +58,7 @@ async def until_complete(
         if rounds > ROUNDS_MAX:
             raise McpError(-32603, f"'{name}' asks more than {ROUNDS_MAX} times")
         answers = {key: await _ask(asked, one) for key, one in answer.asks.items()}
-        answer = await once(Round(asked.client.capabilities, answers, answer.state))
+        answer = await once(replace(first, answers=answers, state=answer.state))
     return answer
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+from agent_runtime.servers.asking import Ears
 from agent_runtime.servers.condition import Down
 from agent_runtime.servers.limits import SERVER_SCHEMA_MAX_BYTES
 from agent_runtime.servers.peer import Answered
@@ -25,9 +27,13 @@ TITLE_MAX_CHARS: Final = 256
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 Object = Mapping[str, Any]
+Saw = Callable[[Iterable[Object]], None]
+"""Takes the content of each result."""
 
 
-def tools_of(spec: ServerSpec, session: Session, listed: Sequence[Object]) -> tuple[list[Tool], str]:
+def tools_of(
+    spec: ServerSpec, session: Session, listed: Sequence[Object], saw: Saw
+) -> tuple[list[Tool], str]:
     """What the agent offers of a server's list, and a remark about what it cannot offer."""
     offered: dict[str, Tool] = {}
     unfit: list[str] = []
@@ -35,7 +41,7 @@ def tools_of(spec: ServerSpec, session: Session, listed: Sequence[Object]) -> tu
         own = item.get("name")
         if not isinstance(own, str) or not spec.may_offer(own):
             continue
-        tool = _tool(spec, session, own, item)
+        tool = _tool(spec, own, item, _Caller(spec.name, session, own, saw))
         if tool is None or tool.name in offered:
             unfit.append(own)
         else:
@@ -53,20 +59,21 @@ def _remark(unfit: Sequence[str], absent: Sequence[str]) -> str:
     return "; ".join(said)
 
 
-def _tool(spec: ServerSpec, session: Session, own: str, item: Object) -> Tool | None:
-    """One tool; None where its schema is none, or too large to be passed around."""
-    schema = item.get("inputSchema")
+def _tool(spec: ServerSpec, own: str, item: Object, caller: _Caller) -> Tool | None:
+    """One tool; None where its schema is none, or too large to be passed around, or it wants to be a task."""
+    schema, execution = item.get("inputSchema"), item.get("execution")
     if not isinstance(schema, dict) or not _fits(schema):
+        return None
+    if isinstance(execution, dict) and execution.get("taskSupport") == "required":
         return None
     hints = item.get("annotations")
     hints = hints if isinstance(hints, dict) else {}
-    caller = _Caller(spec, session, own)
     try:
         return Tool(
             public_name(spec.name, _UNFIT.sub("_", own)),
             str(item.get("description") or "")[:DESCRIPTION_MAX_CHARS],
             schema,
-            caller.call,
+            caller,
             read_only=own in spec.read_only or hints.get("readOnlyHint") is True,
             title=str(item.get("title") or hints.get("title") or "")[:TITLE_MAX_CHARS],
             output_schema=_promise(spec, own, item.get("outputSchema")),
@@ -101,26 +108,30 @@ def _flag(hints: Object, name: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+@dataclass(frozen=True)
 class _Caller:
-    """Carries out the calls of one tool."""
+    """Carries out the calls of one tool. Equal to another where the tool is the same."""
 
-    def __init__(self, spec: ServerSpec, session: Session, own: str) -> None:
-        self._spec = spec
-        self._session = session
-        self._own = own
+    server: str
+    session: Session
+    own: str
+    saw: Saw
 
-    async def call(self, call: Call) -> Outcome:
+    async def __call__(self, call: Call) -> Outcome:
         async def on_progress(step: Object) -> None:
             await call.report(_fraction(step), str(step.get("message") or ""), {})
 
         try:
-            result = await self._session.call_tool(self._own, call.arguments, call.round, on_progress)
+            ears = Ears(on_progress, call.log)
+            result = await self.session.call_tool(self.own, call.arguments, call.round, ears)
         except Answered as refusal:
             # Not an error of the call: a model can mend what the server says is wrong.
             return Outcome(refusal.message, {"code": refusal.code}, is_error=True)
         except Down as down:
-            raise Unavailable(f"server '{self._spec.name}' ended during the call: {down.message}") from down
-        return _outcome(result)
+            raise Unavailable(f"server '{self.server}' ended during the call: {down.message}") from down
+        outcome = _outcome(result)
+        self.saw(outcome.content)
+        return outcome
 
 
 def _fraction(step: Object) -> float:

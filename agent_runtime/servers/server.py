@@ -1,4 +1,4 @@
-"""Keep one server serving: start it, offer its tools, notice its end, start it again after a growing pause."""
+"""Keep one server serving: start it, offer what it lists, notice its end, start it again after a growing pause."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from agent_runtime.owner import TaskOwner
+from agent_runtime.capabilities import Capabilities
+from agent_runtime.offers import Resource
 from agent_runtime.servers.condition import SERVING, STARTING, STOPPED, Condition, Down
-from agent_runtime.servers.offer import tools_of
-from agent_runtime.servers.peer import Answered, Peer
-from agent_runtime.servers.session import Session, open_session
+from agent_runtime.servers.limits import CALM_FIRST_S, CALM_MAX_S
+from agent_runtime.servers.peer import Answered
+from agent_runtime.servers.run import SUBSCRIPTIONS, Run
+from agent_runtime.servers.session import PROMPTS, RESOURCES, TOOLS
 from agent_runtime.servers.spec import ServerSpec
-from agent_runtime.servers.stdio import Stdio
-from agent_runtime.servers.words import Words, conceal
-from agent_runtime.tools.registry import Tool
+from agent_runtime.servers.words import conceal
 from wire.errors import AlreadyExists
-from wire.mcp.revisions import ACKNOWLEDGED, TOOLS_CHANGED
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +28,7 @@ PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
 LIST_MAX_S: Final = 30.0
-
-Offer = Callable[[str, Sequence[Tool]], None]
-"""Replaces all tools of a source by these."""
+NAMES_SHOWN: Final = 3
 
 
 @dataclass(slots=True)
@@ -51,22 +47,54 @@ class Pauses:
 
 
 class Server:
-    """One server of the profile, through all its starts. `offer` shows its tools, `changed` its condition."""
+    """One server of the profile, through all its starts. `rank` is its place in the profile; `shown` is called
+    when it offers other resources or prompts, as those behind it may offer more or less then."""
 
-    def __init__(self, spec: ServerSpec, workspace: Path, offer: Offer, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: ServerSpec,
+        workspace: Path,
+        offered: Capabilities,
+        rank: int = 0,
+        shown: Callable[[], None] = lambda: None,
+    ) -> None:
         self.spec = spec
         self.condition = Condition(spec.condition, STARTING)
         self._workspace = workspace
-        self._offer = offer
-        self._changed = changed
+        self._offered = offered
+        self._rank = rank
+        self._shown = shown
         self._alone = asyncio.Lock()
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self._remarks: dict[str, str] = {}
         self.hurry = False
         """Its end need not be gentle: the sandbox goes with it."""
 
     @property
     def pid(self) -> int:
         return self._run.stdio.pid if self._run is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """How many of its calls wait for their callers to come back with answers."""
+        return self._run.desk.waiting if self._run is not None else 0
+
+    def promises(self, kind: str) -> bool:
+        """Whether it may offer resources, or prompts, as far as is known."""
+        scope = self.spec.resource_scope if kind == RESOURCES else self.spec.prompt_scope
+        return scope is not None and (self._run is None or self._run.promises(kind))
+
+    def link(self, uri: str) -> Resource | None:
+        return self._run.link(uri) if self._run is not None else None
+
+    def look_at(self, kind: str) -> None:
+        if self._run is not None:
+            self._run.look_at(kind)
+
+    def retell(self) -> None:
+        """Say anew what it cannot offer."""
+        if self.condition.serving:
+            self._tell(SERVING, self._remark())
 
     async def keep(self) -> None:
         """Serve until cancelled."""
@@ -89,43 +117,91 @@ class Server:
         """Start and serve until the server ends; always raises."""
         if self.spec.missing:
             raise Down("SecretMissing", f"secret '{self.spec.missing[0]}' does not exist")
-        run = self._run = _Run(self.spec)
+        run = self._run = Run(self.spec, self._workspace, self._rank, self._offered.updated)
         try:
             async with asyncio.timeout(self.spec.start_max_s):
-                await run.start(self._workspace)
-                tools, remark = await run.tools()
-            self._show(tools, remark)
+                await run.start()
+                await self._look_at_tools(run)
             run.answers = True
-            while True:
-                await run.changed()
-                await self._look_again(run)
+            await self._watch(run)
         except TimeoutError:
             text = f"the server did not answer within {self.spec.start_max_s:g} s{run.last_words()}"
             raise Down("StartTimeout", text) from None
         except Answered as refusal:
             raise Down("HandshakeFailed", f"the server lists no tools: {refusal.message}") from refusal
         finally:
-            self._offer(self.spec.condition, ())
+            self._withdraw()
             await run.end(patient=run.answers and not self.hurry)
             self._run = None
 
-    async def _look_again(self, run: _Run) -> None:
-        """Offer what is there now; a server that is too busy to say keeps what it had until its next notice."""
+    async def _watch(self, run: Run) -> None:
+        """Offer what is there now, as often as it may be another."""
+        kinds: Iterable[str] = (RESOURCES, PROMPTS, SUBSCRIPTIONS)
+        pause_s = CALM_FIRST_S
+        while True:
+            before = self._offered.revision
+            for kind in sorted(kinds):
+                await self._look(run, kind)
+            idle = self._offered.revision == before
+            looked_s = time.monotonic()
+            kinds = await run.changed()
+            early_s = looked_s + pause_s - time.monotonic()
+            pause_s = min(pause_s * 2, CALM_MAX_S) if idle and early_s > 0 else CALM_FIRST_S
+            await run.calm(early_s)
+
+    async def _look(self, run: Run, kind: str) -> None:
+        """A server that is too busy to say keeps what it had until its next notice."""
         try:
             async with asyncio.timeout(LIST_MAX_S):
-                tools, remark = await run.tools()
+                await self._take(run, kind)
         except (TimeoutError, Answered) as error:
-            extra = {"server": self.spec.name, "error": repr(error)}
-            log.warning("a server does not list its tools", extra=extra)
-            return
-        self._show(tools, remark)
+            extra = {"server": self.spec.name, "kind": kind, "error": repr(error)}
+            log.warning("a server does not list what it has", extra=extra)
 
-    def _show(self, tools: Sequence[Tool], remark: str) -> None:
+    async def _take(self, run: Run, kind: str) -> None:
+        source = self.spec.condition
+        if kind == TOOLS:
+            await self._look_at_tools(run)
+        elif kind == RESOURCES and self.spec.resource_scope is not None:
+            resources, self._remarks[kind] = await run.resources()
+            self._offered.resources.lend(source, resources, self._rank)
+            self._shown()
+        elif kind == PROMPTS and self.spec.prompt_scope is not None:
+            prompts, self._remarks[kind] = await run.prompts()
+            self._offered.prompts.lend(source, prompts, self._rank)
+            self._shown()
+        elif kind == SUBSCRIPTIONS:
+            await run.subscribe(uri for uri in self._offered.wishes() if self._has(uri))
+
+    async def _look_at_tools(self, run: Run) -> None:
+        tools, self._remarks[TOOLS] = await run.tools()
         try:
-            self._offer(self.spec.condition, tools)
+            self._offered.tools.replace(self.spec.condition, tools)
         except AlreadyExists as error:
             raise Down("NameTaken", error.message) from error
-        self._tell(SERVING, remark)
+        self._tell(SERVING, self._remark())
+
+    def _has(self, uri: str) -> bool:
+        """Whether a resource is this server's."""
+        found = self._offered.find(uri)
+        return found is not None and found.rank == self._rank
+
+    def _withdraw(self) -> None:
+        """Nothing of it can be used now."""
+        source = self.spec.condition
+        self._offered.tools.replace(source, ())
+        self._offered.resources.withhold(source)
+        self._offered.prompts.withhold(source)
+        self._remarks.clear()
+
+    def _remark(self) -> str:
+        """What it has and the agent does not offer."""
+        said = [remark for _, remark in sorted(self._remarks.items()) if remark]
+        for kind, shelf in (("resource", self._offered.resources), ("prompt", self._offered.prompts)):
+            if lost := shelf.lost(self.spec.condition):
+                names = ", ".join(f"'{key[:80]}'" for key in lost[:NAMES_SHOWN])
+                said.append(f"{len(lost)} {kind}s are another's: {names}")
+        return "; ".join(said)
 
     def _tell(self, reason: str, message: str) -> None:
         following = self.condition.after(reason, conceal(message, self.spec.hidden))
@@ -135,64 +211,4 @@ class Server:
         level = logging.INFO if reason in (SERVING, STARTING, STOPPED) else logging.WARNING
         extra = {"server": self.spec.name, "reason": reason, "why": following.message}
         log.log(level, "server", extra=extra)
-        self._changed()
-
-
-class _Run:
-    """One start of a server: its process, and the conversation with it."""
-
-    def __init__(self, spec: ServerSpec) -> None:
-        self._spec = spec
-        self._words = Words(spec.name, spec.hidden)
-        self.stdio = Stdio(self._words, self._receive, self._ended)
-        self._peer = Peer(self.stdio.send, self.stdio.send_now, self._notice)
-        self._session: Session | None = None
-        self._news = asyncio.Event()
-        self._end: Down | None = None
-        self._listener = TaskOwner()
-        self.answers = False
-
-    async def start(self, workspace: Path) -> None:
-        await self.stdio.start(self._spec.argv, workspace, self._spec.env)
-        self._session = await open_session(self._peer)
-        if self._session.stateless:
-            self._listener.spawn(self._listen(self._session), f"{self._spec.name} listens")
-
-    async def tools(self) -> tuple[list[Tool], str]:
-        if self._session is None:
-            raise Down("HandshakeFailed", "the server was not asked yet")
-        return tools_of(self._spec, self._session, await self._session.list_tools())
-
-    async def changed(self) -> None:
-        """Wait until the list of tools may be another. Raises `Down` when the server ends."""
-        await self._news.wait()
-        self._news.clear()
-        if self._end is not None:
-            raise self._end
-
-    def last_words(self) -> str:
-        last = self._words.last()
-        return f"; it said: {last}" if last else ""
-
-    async def end(self, *, patient: bool) -> None:
-        await self._listener.close()
-        await self.stdio.end(patient=patient)
-        self._peer.end(Down(STOPPED, "the server was stopped"))
-
-    async def _listen(self, session: Session) -> None:
-        with suppress(
-            Down, Answered
-        ):  # its end is noticed elsewhere; without notices its list stays as it is
-            await session.listen()
-
-    def _receive(self, line: bytes) -> None:
-        self._peer.receive(line)
-
-    def _notice(self, method: str, _params: Any) -> None:
-        if method in (TOOLS_CHANGED, ACKNOWLEDGED):  # what changed before it listened, nobody has told
-            self._news.set()
-
-    def _ended(self, cause: Down) -> None:
-        self._end = cause
-        self._peer.end(cause)
-        self._news.set()
+        self._offered.changed()

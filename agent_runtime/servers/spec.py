@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from agent_runtime.tools.registry import CODER
 from hyperfactory.v1 import types_pb2
 
 START_DEFAULT_S: Final = 30.0
@@ -21,6 +22,9 @@ class ServerSpec(NamedTuple):
     allowed: frozenset[str] = frozenset()
     read_only: frozenset[str] = frozenset()
     start_max_s: float = START_DEFAULT_S
+    resource_scope: str | None = ""
+    """The least scope that sees its resources; None: nobody does."""
+    prompt_scope: str | None = ""
 
     @property
     def condition(self) -> str:
@@ -43,4 +47,16 @@ def spec_of(message: types_pb2.McpServer, base: Mapping[str, str], secrets: Mapp
         allowed=frozenset(message.tools),
         read_only=frozenset(message.read_only_tools),
         start_max_s=start_s or START_DEFAULT_S,
+        resource_scope=_scope(message.resources),
+        prompt_scope=_scope(message.prompts),
     )
+
+
+def _scope(audience: types_pb2.McpAudience.ValueType) -> str | None:
+    match audience:
+        case types_pb2.MCP_AUDIENCE_UNSPECIFIED | types_pb2.MCP_AUDIENCE_ALL:
+            return ""
+        case types_pb2.MCP_AUDIENCE_WRITERS:
+            return CODER
+        case _:
+            return None

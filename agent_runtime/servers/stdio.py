@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Killed processes are gone in milliseconds; what holds a pipe longer has left the group.
 PIPES_MAX_S: Final = 1.0
+# A program that ends closes its pipes a moment earlier; one that closes them and stays is of no use.
+CLOSED_MAX_S: Final = 0.5
 STEP_MAX_S: Final = 1.0
 # The kernel takes a server before the runtime when the sandbox is out of memory.
 OOM_SCORE: Final = 900
@@ -41,6 +43,7 @@ class Stdio(asyncio.SubprocessProtocol):
         self._cause: Down | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._ending = False
         self._exited = asyncio.Event()
         self._disconnected = asyncio.Event()
 
@@ -97,6 +100,7 @@ class Stdio(asyncio.SubprocessProtocol):
         """End the program with its whole group; if patient, by closing its input first, then by signals."""
         if self._transport is None:
             return
+        self._ending = True
         pipe = self._input()
         if pipe is not None:
             pipe.close()
@@ -143,6 +147,17 @@ class Stdio(asyncio.SubprocessProtocol):
                     self._on_line(line)
         except McpError as error:
             self.fail(Down("LineTooLong", f"the server wrote what is no message: {error}"))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """It hears us no more, or says no more; what it says on standard error does not matter."""
+        if fd != 2 and not self._exited.is_set() and not self._ending:
+            which = "input" if fd == 0 else "output"
+            cause = Down("Crashed", f"the server closed its {which}")
+            asyncio.get_running_loop().call_later(CLOSED_MAX_S, self._fail_unless_gone, cause)
+
+    def _fail_unless_gone(self, cause: Down) -> None:
+        if not self._exited.is_set() and not self._ending:
+            self.fail(cause)
 
     def pause_writing(self) -> None:
         self._writable.clear()

@@ -43,6 +43,10 @@ class Words:
     def take(self, data: bytes) -> None:
         """Log whole lines; keep the rest, cut where it grows beyond a line's size."""
         *lines, rest = (self._rest + data).split(b"\n")
+        if len(lines) > KEPT_LINES and self._spent():
+            # A flood: what would neither be logged nor kept is not even looked at.
+            self._dropped += len(lines) - KEPT_LINES
+            lines = lines[-KEPT_LINES:]
         for line in lines:
             self._say(line)
         if len(rest) > LINE_MAX_CHARS and not self._cut:
@@ -58,10 +62,17 @@ class Words:
         telling = [line for line in self._kept if _TELLING.search(line)]
         return (telling or list(self._kept) or [""])[-1][:LAST_WORDS_MAX_CHARS]
 
+    def say(self, line: bytes) -> None:
+        """Log a line that came by another way than standard error, within the same bounds."""
+        self._keep(line[:LINE_MAX_CHARS])
+
     def _say(self, raw: bytes) -> None:
         if self._cut:
             self._cut = False  # the head of this line has been said already
             return
+        self._keep(raw)
+
+    def _keep(self, raw: bytes) -> None:
         line = conceal(raw.decode(errors="replace").strip(), self._hidden)[:LINE_MAX_CHARS]
         if not line:
             return
@@ -69,10 +80,15 @@ class Words:
         if self._may_log(len(raw)):
             log.info("server says", extra={"server": self._server, "line": line})
 
-    def _may_log(self, size: int) -> bool:
+    def _spent(self) -> bool:
+        """Whether there is no room for another line."""
         now = time.monotonic()
         self._room = min(self._room + (now - self._looked_at_s) * RATE_BYTES_PER_S, BURST_MAX_BYTES)
         self._looked_at_s = now
+        return self._room < LINE_MAX_CHARS
+
+    def _may_log(self, size: int) -> bool:
+        self._spent()
         if size > self._room:
             self._dropped += 1
             return False

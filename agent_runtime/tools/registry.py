@@ -20,6 +20,7 @@ CALL_TOOL: Final = "/hyperfactory.v1.AgentService/CallTool"
 # Scopes that may change things; every other scope sees read-only tools alone.
 WRITERS: Final = frozenset({"admin", "coder"})
 ADMIN: Final = "admin"
+CODER: Final = "coder"
 # The built-in tools and those of the profile's own code.
 OWN: Final = "own"
 PROBLEMS_SHOWN: Final = 8
@@ -27,6 +28,8 @@ PROBLEMS_SHOWN: Final = 8
 Report = Callable[[float, str, Mapping[str, Any]], Awaitable[None]]
 Log = Callable[[str, Any], None]
 """Level and data of a message to whoever called."""
+Ask = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
+"""A question to whoever called, by method and parameters; its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What the caller says beside the arguments: what it can be asked, and what it answered last time."""
+    """What the caller says beside the arguments: what it can be asked, and what it answered last time.
+
+    `ask` asks it while it waits, where its era of MCP can. `caller` is its proven name.
+    """
 
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     answers: Mapping[str, Any] = field(default_factory=dict)
     state: str = ""
+    ask: Ask | None = None
+    caller: str = ""
 
 
 def unheard(_level: str, _data: Any) -> None:

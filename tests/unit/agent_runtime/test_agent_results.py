@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent_runtime.capabilities import Capabilities
 from agent_runtime.servers.servers import Servers
 from agent_runtime.servers.spec import ServerSpec
 from agent_runtime.tools.registry import Outcome, Registry, Tool
@@ -81,13 +82,17 @@ async def test_a_promise_that_we_cannot_check_is_not_taken_from_our_own_code() -
 async def served(tmp_path: Path, way: str) -> tuple[Tool, Outcome]:
     """The tool `structured` of a real server, and what a caller gets of it."""
     offered = asyncio.Event()
-    registry = Registry(changed=offered.set)
+    capabilities = Capabilities()
+    capabilities.tell(offered.set)
+    registry = capabilities.tools
     spec = ServerSpec("small", (sys.executable, str(PROGRAM), "2025-11-25", way), BASE)
-    servers = Servers([spec], tmp_path, registry.replace, lambda: None)
+    servers = Servers([spec], tmp_path, capabilities)
     servers.start()
     try:
         async with asyncio.timeout(WAIT_MAX_S):
-            await offered.wait()
+            while not list(registry):
+                offered.clear()
+                await offered.wait()
         tool = registry.require("small__structured", writer=True)
         return tool, await registry.call(tool, {}, WAIT_MAX_S, ignore)
     finally:

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent_runtime.capabilities import Capabilities
 from agent_runtime.servers.condition import Condition
 from agent_runtime.servers.server import PAUSE_FIRST_S, PAUSE_MAX_S, Pauses
 from agent_runtime.servers.servers import Servers
@@ -34,15 +35,27 @@ async def ignore(_fraction: float, _message: str, _detail: Mapping[str, Any]) ->
     return None
 
 
+class Offered(Capabilities):
+    """Tells of every change at once, none left out."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._at_once = told
+        super().__init__()
+
+    def changed(self) -> None:
+        super().changed()
+        self._at_once()
+
+
 class Bench:
     """Servers as an agent has them, and what they offer now."""
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
-        self.offered: dict[str, Sequence[Tool]] = {}
-        self.seen: list[str] = []
-        self.servers = Servers((), workspace, self._offer, self._changed)
         self._news = asyncio.Event()
+        self.seen: list[str] = []
+        self.offered = Offered(self._changed)
+        self.servers = Servers((), workspace, self.offered)
 
     def run(self, *ways: str, **given: Any) -> None:
         message = types_pb2.McpServer(
@@ -52,15 +65,13 @@ class Bench:
         secrets = given.pop("secrets", {})
         message.start_timeout.FromNanoseconds(int(start * 1e9))
         message.MergeFrom(types_pb2.McpServer(**given))
-        self.servers = Servers([spec_of(message, BASE, secrets)], self.workspace, self._offer, self._changed)
+        self.servers = Servers([spec_of(message, BASE, secrets)], self.workspace, self.offered)
         self.servers.start()
 
-    def _offer(self, source: str, tools: Sequence[Tool]) -> None:
-        self.offered[source] = tools
-        self._news.set()
-
     def _changed(self) -> None:
-        self.seen.append(self.condition.reason)
+        now = [condition.reason for condition in self.servers.conditions()]
+        if now != self.seen[-1:]:
+            self.seen += now
         self._news.set()
 
     @property
@@ -70,7 +81,7 @@ class Bench:
 
     @property
     def tools(self) -> dict[str, Tool]:
-        return {tool.name: tool for tool in self.offered.get("McpServer/small", ())}
+        return {tool.name: tool for tool in self.offered.tools}
 
     async def until(self, reason: str) -> types_pb2.Condition:
         async with asyncio.timeout(WAIT_MAX_S):
