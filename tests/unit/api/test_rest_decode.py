@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -129,3 +129,23 @@ def test_the_description_holds_together() -> None:
     manifest = described["components"]["schemas"]["CrewManifestInput"]
     assert manifest["properties"]["members"]["maxItems"] == 500
     assert set(manifest["required"]) == {"name", "members"}
+
+
+def test_the_description_is_one_that_generators_read() -> None:
+    """They want to know what a list holds, and a name of its own for each operation."""
+    described = json.loads(openapi.document(PLACES.values()))
+    ids = [operation["operationId"] for item in described["paths"].values() for operation in item.values()]
+    assert len(set(ids)) == len(ids)
+    for where, schema in walk(described):
+        kinds = schema.get("type")
+        assert kinds != "array" or "items" in schema or where.endswith("ListValue"), where
+        assert not isinstance(kinds, list) or "array" not in kinds, where
+
+
+def walk(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of a document with the way to it."""
+    if isinstance(value, dict):
+        yield where, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from walk(item, f"{where}/{key}")
