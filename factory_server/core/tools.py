@@ -103,7 +103,7 @@ class Entry:
 
     def is_as(self, other: Entry | None) -> bool:
         """Whether only the time at which it was heard may differ: a watcher is not told of that."""
-        return other is not None and replace(self, heard_at=other.heard_at) == other
+        return other is self or (other is not None and replace(self, heard_at=other.heard_at) == other)
 
 
 def offered(

@@ -36,7 +36,7 @@ class _Crew:
     known: Mapping[str, Entry]
     encoded: Mapping[str, tuple[Entry, bytes]]
     lists: dict[str, Listed] = field(default_factory=dict)
-    """By whether their reader may write."""
+    """By how far their reader reaches."""
 
 
 class EncodedLists:

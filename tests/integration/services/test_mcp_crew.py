@@ -14,7 +14,6 @@ import mcp_types as types
 import pytest
 from mcp import Client as McpClient
 from mcp import MCPError
-from support import mcp_fixture
 from support.asking import ACTOR, assembled, request_id
 from support.conformance import run_suite
 from support.forwarder import Pair, forwarded
@@ -27,6 +26,7 @@ from factory_server.core.skills import PackRow
 from factory_server.services import profiles, skills
 from hyperfactory.v1 import profile_service_pb2
 from hyperfactory.v1 import skill_service_pb2 as pb
+from tests.support import mcp_fixture
 from wire.mcp.errors import INVALID_PARAMS
 from wire.mcp.revisions import META_CLIENT_CAPABILITIES, META_VERSION, STATELESS
 
@@ -39,10 +39,11 @@ EXAMPLES = Path(__file__).parents[3] / "examples/skills"
 
 @pytest.fixture
 async def crew(plant: Plant) -> model.CrewRow:
-    """Two agents of the conformance suite's profile."""
+    """Two agents of the conformance suite's profile. It is imported by the name that they load it by: both do at
+    once, in this one process."""
     request = profile_service_pb2.CreateProfileRequest(request_id=request_id())
     request.profile.name = "conformance"
-    request.profile.spec.entry_point = f"tests.support.{mcp_fixture.__name__.rpartition('.')[2]}:Fixture"
+    request.profile.spec.entry_point = f"{mcp_fixture.__name__}:Fixture"
     await profiles.create(plant.parts, request, "operator/alice")
     made = await assembled(plant, members=MEMBERS)
     names = {f"{name}__test_sampling" for name in ("a", "b")}
