@@ -27,6 +27,9 @@ class SkillStore(Protocol):
     async def skill_content(self, digest: str) -> bytes:
         """The bytes of a pack's files, one after the other by path. NotFound."""
 
+    async def skill_entry(self, pack: Pack) -> bytes:
+        """The bytes that are kept of its SKILL.md; empty where there are none."""
+
     async def list_skills(self, page: model.Page) -> Sequence[PackRow]:
         """By name, newest first within a name, at most page.size + 1; `page.after` is a row's `place`."""
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from factory_server.core import skill_frontmatter
-from factory_server.core.errors import FieldViolation, Invalid
+from factory_server.core.errors import FieldViolation, Invalid, SkillRefused
 from factory_server.core.skill_archive import Entry, refused
 from factory_server.core.skill_frontmatter import Frontmatter
 
@@ -163,6 +163,18 @@ def describe(name: str, digest: str, frontmatter: Frontmatter, files: Sequence[P
 def is_sound(pack: Pack) -> bool:
     """Whether its files are those of its digest."""
     return digest_of(pack.files) == pack.digest
+
+
+def is_itself(pack: Pack, entry: bytes) -> bool:
+    """Whether a sound pack says of itself what its SKILL.md says: no digest covers what is kept beside files."""
+    file = next((file for file in pack.files if file.path == ENTRY), None)
+    if file is None or hashlib.sha256(entry).hexdigest() != file.sha256:
+        return False
+    try:
+        frontmatter = skill_frontmatter.read(entry)
+    except SkillRefused:
+        return False
+    return frontmatter == pack.frontmatter and frontmatter["name"] == pack.name
 
 
 def digest_of(files: Sequence[PackFile]) -> str:

@@ -86,8 +86,12 @@ async def find(parts: Parts, text: str) -> PackRow:
     """A pack by its pin, or the newest of a name. NotFound, Invalid, DigestMismatch."""
     if "@" in text:
         ref = skills.parse_ref(text, "skill")
-        return verified(parts, await parts.store.get_skill(ref.name, ref.digest))
-    return verified(parts, await parts.store.get_skill(text, ""))
+        row = verified(parts, await parts.store.get_skill(ref.name, ref.digest))
+    else:
+        row = verified(parts, await parts.store.get_skill(text, ""))
+    if not skills.is_itself(row.pack, await parts.store.skill_entry(row.pack)):
+        raise _not_itself(row.pack, f"it is described otherwise than its {skills.ENTRY} says")
+    return row
 
 
 def verified(parts: Parts, row: PackRow) -> PackRow:
@@ -95,9 +99,13 @@ def verified(parts: Parts, row: PackRow) -> PackRow:
     digest = row.pack.digest
     if skills.is_sound(row.pack) and parts.skills.verify(digest, row.key_id, row.signature):
         return row
-    raise DigestMismatch(
-        f"cannot use skill pack '{row.pack.name}': its signature is not ours",
-        metadata={"skill": str(row.pack.ref), "digest": digest},
+    raise _not_itself(row.pack, "its signature is not ours")
+
+
+def _not_itself(pack: Pack, why: str) -> DigestMismatch:
+    return DigestMismatch(
+        f"cannot use skill pack '{pack.name}': {why}",
+        metadata={"skill": str(pack.ref), "digest": pack.digest},
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from factory_server.core.errors import DigestMismatch, SkillRefused, Unavailable
-from factory_server.core.skills import EXECUTABLE, Pack, PackFile, read_pack
+from factory_server.core.skills import ENTRY, EXECUTABLE, Pack, PackFile, is_itself, read_pack
 
 PLACED_PLAIN: Final = 0o444
 PLACED_EXECUTABLE: Final = 0o555
@@ -118,7 +118,7 @@ def _write(made: Path, pack: Pack, content: bytes) -> None:
 
 
 def _check(place: Path, pack: Pack) -> None:
-    """Exactly the files of the manifest, each with its content and its mode, and nothing else."""
+    """Exactly the files of the manifest, each with its content and its mode, nothing else, and told as it is."""
     found = sorted(_files(place, ""))
     if found != [file.path for file in pack.files]:
         raise _mismatch(pack, f"{place} has other files")
@@ -128,6 +128,8 @@ def _check(place: Path, pack: Pack) -> None:
             mode, digest = os.fstat(descriptor).st_mode & 0o7777, hashlib.file_digest(source, "sha256")
         if mode != _mode(file) or digest.hexdigest() != file.sha256:
             raise _mismatch(pack, f"{place / file.path} was changed")
+    if not is_itself(pack, (place / ENTRY).read_bytes()):
+        raise _mismatch(pack, f"it is described otherwise than its {ENTRY} says")
 
 
 def _files(place: Path, below: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from psycopg.rows import DictRow
 from factory_server.core.errors import Exhausted, NotFound, Refused
 from factory_server.core.lifecycle import SERVING
 from factory_server.core.model import AgentRow, Page, RequestKey
-from factory_server.core.skills import PackFile, PackRow, SkillRef, describe
+from factory_server.core.skills import ENTRY, Pack, PackFile, PackRow, SkillRef, describe
 from factory_server.store import encode
 from factory_server.store.locked import lock_agent
 from factory_server.store.pool import Part, Transaction
@@ -72,6 +72,17 @@ class Skills(Part):
             return {ref: _row(found[ref]) for ref in refs if ref in found}
 
         return await self._db.read(body) if refs else {}
+
+    async def skill_entry(self, pack: Pack) -> bytes:
+        """Return what is kept of a pack's SKILL.md, without the rest of its content."""
+        before = sum(file.size for file in pack.files if file.path < ENTRY)
+        size = next((file.size for file in pack.files if file.path == ENTRY), 0)
+
+        async def body(transaction: Transaction) -> bytes:
+            found = await transaction.row("skill_entry", digest=pack.digest, begin=before + 1, size=size)
+            return bytes(found["entry"]) if found is not None else b""
+
+        return await self._db.read(body)
 
     async def skill_content(self, digest: str) -> bytes:
         """Return the bytes of a pack's files, one after the other by path."""

@@ -36,6 +36,9 @@ SELECT id, digest, name, frontmatter, files, signature, key_id, publisher, creat
 -- name: skill_content
 SELECT content FROM skill_pack WHERE digest = %(digest)s;
 
+-- name: skill_entry
+SELECT substring(content FROM %(begin)s::int FOR %(size)s::int) AS entry FROM skill_pack WHERE digest = %(digest)s;
+
 -- name: skill_list
 SELECT id, digest, name, frontmatter, files, signature, key_id, publisher, created_at
   FROM skill_pack

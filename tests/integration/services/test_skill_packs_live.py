@@ -236,6 +236,28 @@ async def test_an_unknown_pack_is_refused_by_field_before_anything_is_made(plant
         await plant.store.get_profile("p")
 
 
+FORGED_TOOLS = """
+UPDATE skill_pack SET frontmatter = jsonb_set(
+    frontmatter, '{metadata,hyperfactory/tools}',
+    to_jsonb(replace(frontmatter #>> '{metadata,hyperfactory/tools}', 'Count', 'Forge')))
+"""
+
+
+async def test_tools_that_were_changed_in_the_store_are_never_offered(
+    plant: Plant, postgres_url: str
+) -> None:
+    """Also where the pack's files lie on the host already: no digest covers what the row says beside them."""
+    agent = await one_agent(plant)
+    row, _ = await publish(plant, with_tools(tool()))
+    await mount(plant, agent.id, row)
+    await unmount(plant, agent.id)
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
+        await connection.execute(FORGED_TOOLS)
+    with pytest.raises(DigestMismatch, match=r"otherwise than its SKILL\.md"):
+        await mount(plant, agent.id, row)
+    assert not (await plant.store.get_agent(agent.id)).spec.skills
+
+
 async def test_content_that_was_changed_in_the_store_is_never_mounted(
     plant: Plant, postgres_url: str
 ) -> None:
@@ -255,6 +277,8 @@ async def test_content_that_was_changed_in_the_store_is_never_mounted(
         "UPDATE skill_pack SET signature = 'forged'",
         "UPDATE skill_pack SET key_id = 'other'",
         "UPDATE skill_pack SET files = jsonb_set(files, '{0,3}', to_jsonb(repeat('0', 64)))",
+        "UPDATE skill_pack SET frontmatter = jsonb_set(frontmatter, '{description}', '\"Another.\"')",
+        "UPDATE skill_pack SET content = overlay(content placing 'X' from 10)",
     ],
 )
 async def test_what_we_did_not_sign_is_not_even_shown(plant: Plant, postgres_url: str, change: str) -> None:
