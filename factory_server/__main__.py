@@ -51,6 +51,7 @@ from factory_server.identity.skills import SkillSigner
 from factory_server.services import profiles
 from factory_server.services.audit import AuditLog
 from factory_server.services.broadcast import Broadcasts
+from factory_server.services.call_rates import CallRates
 from factory_server.services.chat import Chats
 from factory_server.services.doorbells import Doorbells
 from factory_server.services.parts import Parts
@@ -140,6 +141,7 @@ class Factory:
         self.tools = ToolRegistry(parts, self.sessions, self.registry)
         self.reach = Reach(parts, self.registry)
         self.upstreams = Upstreams()
+        self.rates = CallRates(settings.tool_calls_per_s)
         self.audit = AuditLog(parts)
         self.doorbells = Doorbells(parts, self.reconciler)
         self.renewal = Renewal(parts, self.sessions, self.registry)
@@ -212,12 +214,12 @@ class Factory:
     def tool_uses(self, codec: CursorCodec) -> ToolUses:
         """What stands behind ToolService and the MCP endpoints."""
         calls = ToolCalls(self.parts, self.sessions, self.tools, self.reach)
-        return ToolUses(self.tools, calls, codec, self.draining)
+        return ToolUses(self.tools, calls, codec, self.draining, self.rates)
 
     def mcp_uses(self, codec: CursorCodec) -> McpUses:
         """What stands behind MCP over HTTP."""
         relay = Relay(self.reach, self.upstreams)
-        return McpUses(self.parts, self.registry, self.tools, relay, codec, self.draining)
+        return McpUses(self.parts, self.registry, self.tools, relay, codec, self.draining, self.rates)
 
     async def _listen(self, face: HttpFace) -> Listener | None:
         if not self.settings.http_listen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from factory_server.core.networks import POOL_PREFIX, members_max
 from factory_server.drivers import CREW_NETWORKS, KINDS
+from factory_server.services.call_rates import CALLS_PER_S
 
 POOL_TARGET = 4
 CELL_MEMBERS = 3
@@ -37,6 +39,7 @@ class Config:
     crew_networks: str = CREW_NETWORKS
     crew_cells: int = 0
     cell_members: int = CELL_MEMBERS
+    tool_calls_per_s: float = CALLS_PER_S
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -106,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=CELL_MEMBERS,
         help=f"warm members of each of them, 20 MiB each (default {CELL_MEMBERS})",
     )
+    parser.add_argument(
+        "--tool-calls-per-s",
+        type=_rate,
+        default=CALLS_PER_S,
+        help=f"calls of tools that one caller may make in a second; 0: no limit (default {CALLS_PER_S:g})",
+    )
     parser.add_argument("--pool", type=int, default=POOL_TARGET, help="first size of the warm pool")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--terminate", action="store_true", help="end every sandbox of this home, and exit")
@@ -123,6 +132,14 @@ def _subnet(text: str) -> str:
         return str(ipaddress.IPv4Network(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"cannot use '{text}': {error}") from None
+
+
+def _rate(text: str) -> float:
+    """A number that is not negative."""
+    rate = float(text)
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"cannot use '{text}': a rate is a number from 0 on")
+    return rate
 
 
 def _secret(path: str) -> str:

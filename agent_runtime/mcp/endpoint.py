@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from typing import Final
 
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.http.messages import JSON_TYPE, HttpError, Request, Response, events
@@ -24,6 +25,8 @@ from wire.mcp.revisions import CANCELLED, HANDSHAKE, SESSION_HEADER, STATELESS, 
 from wire.policy import current_caller
 
 log = logging.getLogger(__name__)
+
+RETRY_AFTER_S: Final = "1"
 
 Said = tuple[bytes, int]
 """A response and its HTTP status."""
@@ -224,4 +227,5 @@ def _json(message: Json, status: int = 200, headers: dict[str, str] | None = Non
 
 
 def _whole(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(status, body, {"content-type": JSON_TYPE, **(headers or {})})
+    later = {"retry-after": RETRY_AFTER_S} if status in (429, 503) else {}
+    return Response(status, body, {"content-type": JSON_TYPE, **later, **(headers or {})})

@@ -12,6 +12,7 @@ from factory_server.api import pages
 from factory_server.api.encode import timestamp
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.tools import Entry
+from factory_server.services.call_rates import CallRates
 from factory_server.services.durations import seconds
 from factory_server.services.tool_calls import TIMEOUT_S, ToolCalls
 from factory_server.services.tools import ToolRegistry
@@ -31,6 +32,7 @@ class ToolUses:
     calls: ToolCalls
     codec: CursorCodec
     draining: asyncio.Event
+    rates: CallRates
 
 
 class ToolServicer(tool_service_pb2_grpc.ToolServiceServicer):
@@ -68,7 +70,9 @@ class ToolServicer(tool_service_pb2_grpc.ToolServiceServicer):
     async def CallTool(
         self, request: pb.ToolServiceCallToolRequest, context: Any
     ) -> AsyncIterator[pb.ToolServiceCallToolResponse]:
-        entry = await self._u.calls.allowed(request.crew, request.name, current_caller().scopes)
+        caller = current_caller()
+        self._u.rates.take(caller.spiffe)
+        entry = await self._u.calls.allowed(request.crew, request.name, caller.scopes)
         timeout_s = seconds(request.timeout, TIMEOUT_S)
         async with aclosing(self._u.calls.call(entry, request.arguments, timeout_s)) as updates:
             async for update in updates:

@@ -80,6 +80,14 @@ def test_mistakes_end_the_program_with_2(
     assert "word@host" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rate", ["-1", "nan", "inf", "many"])
+def test_a_rate_is_a_number_from_0_on(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.parse((*HOME, *DATABASE, *BUS, "--tool-calls-per-s", "0")).tool_calls_per_s == 0
+    with pytest.raises(SystemExit):
+        config.parse((*HOME, *DATABASE, *BUS, "--tool-calls-per-s", rate))
+    assert "--tool-calls-per-s" in capsys.readouterr().err
+
+
 def test_crews_networks_are_a_whole_subnet(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.parse((*HOME, *DATABASE, *BUS)).crew_networks == "10.213.0.0/16"
     assert (

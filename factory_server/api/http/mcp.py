@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,8 @@ from factory_server.api.http.mcp_crew import CrewEndpoint
 from factory_server.api.http.relay import Relay, carried, relayed
 from factory_server.core import model
 from factory_server.core.cursor import CursorCodec
-from factory_server.core.errors import Denied, FactoryError, NotFound
+from factory_server.core.errors import Denied, Exhausted, FactoryError, NotFound, Unavailable
+from factory_server.services.call_rates import CallRates
 from factory_server.services.parts import Parts
 from factory_server.services.registry import RegistryFeed
 from factory_server.services.tools import ToolRegistry
@@ -44,6 +46,7 @@ class McpUses:
     relay: Relay
     codec: CursorCodec
     draining: asyncio.Event
+    rates: CallRates
 
 
 def add_routes(face: HttpFace, uses: McpUses) -> CrewEndpoint:
@@ -54,26 +57,41 @@ def add_routes(face: HttpFace, uses: McpUses) -> CrewEndpoint:
     whole = {"POST": crew.post, "GET": crew.get, "DELETE": crew.delete}
     for verb in VERBS:
         row = Row(f"{verb} {AGENT_PATH}", CALLERS, SCOPES)
-        face.add(verb, AGENT_PATH, said_in_json_rpc(agent.serve), row)
+        face.add(verb, AGENT_PATH, said_in_json_rpc(limited(agent.serve, uses.rates)), row)
         row = Row(f"{verb} {CREW_PATH}", CALLERS, SCOPES, Resource.OWN_CREW)
-        face.add(verb, CREW_PATH, said_in_json_rpc(whole[verb]), row)
+        face.add(verb, CREW_PATH, said_in_json_rpc(limited(whole[verb], uses.rates)), row)
     return crew
+
+
+def limited(handler: Handler, rates: CallRates) -> Handler:
+    """The handler, no more often than a caller may. Each message counts as a call: which of them are, an agent's
+    own endpoint knows when it has read them."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            rates.take(current_caller().spiffe)
+        return await handler(request)
+
+    return serve
 
 
 def said_in_json_rpc(handler: Handler) -> Handler:
     """The handler, whose failures MCP's clients can read."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
+        later: dict[str, str] = {}
         try:
             return await handler(request)
         except FactoryError as error:
             wrong = from_native(error)
             status = 404 if isinstance(error, NotFound) else max(wrong.status, 400)
+            if isinstance(error, Exhausted | Unavailable):
+                later["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         except McpError as error:
             wrong, status = error, max(error.status, 400)
         cut_off(request)
         body = messages.encode(messages.error(None, wrong))
-        return web.Response(status=status, body=body, content_type="application/json")
+        return web.Response(status=status, body=body, headers=later, content_type="application/json")
 
     return serve
 

@@ -107,6 +107,13 @@ def of(endpoints: dict[str, Mcp], name: str) -> Mcp:
     return found[-1]
 
 
+def mate(plant: Plant, agent: Any) -> Identity:
+    """What this agent shows, as whoever shares its crew."""
+    who = plant.factory.who
+    message = AgentIdentities(who.ca, who.mint).identify(agent)
+    return Identity(message.certificate_pem, message.key_pem, message.ca_pem, message.token)
+
+
 def call(name: str, identifier: int = 7, **more: Any) -> dict[str, Any]:
     params = {"name": name, "arguments": {"text": "ä"}, **more}
     return {"jsonrpc": "2.0", "id": identifier, "method": "tools/call", "params": params}
@@ -185,10 +192,7 @@ async def test_nobody_is_found_where_nobody_is(plant: Plant, admin: Caller):
 async def test_an_agent_reaches_its_own_crew_only(plant: Plant, face: Face):
     one, two = await assembled(plant), await assembled(plant)
     await all_listed(plant, one.id, 4)
-    who = plant.factory.who
-    message = AgentIdentities(who.ca, who.mint).identify(one.agents[0])
-    identity = Identity(message.certificate_pem, message.key_pem, message.ca_pem, message.token)
-    caller = face.caller(identity)
+    caller = face.caller(mate(plant, one.agents[0]))
     assert (await caller.ask(f"/agents/{one.agents[0].id}/mcp", b"{}")).status == 200
     assert (await caller.modern(f"/crews/{one.id}/mcp", "tools/list")).status == 200
     assert (await caller.ask(f"/agents/{two.agents[0].id}/mcp", b"{}")).status == 403
@@ -369,6 +373,20 @@ async def test_many_calls_leave_no_connections(plant: Plant, admin: Caller, endp
     assert resting <= 8
     assert len(of(endpoints, "w").seen) == CALLS
     assert len(of(endpoints, "w").connections) <= 8
+
+
+async def test_a_caller_that_calls_too_often_is_told_when_to_come_back(plant: Plant, face: Face):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    paths = (f"/crews/{crew.id}/mcp", f"/agents/{crew.agents[0].id}/mcp")
+    greedy, other = face.operator(), face.caller(mate(plant, crew.agents[0]))
+    plant.factory.rates.per_s = 0.01
+    assert (await greedy.ask(paths[0], call("w__look"))).status == 200
+    for path in paths:
+        refused = await greedy.ask(path, call("w__look"))
+        assert (refused.status, refused.json()["error"]["code"]) == (429, 8)
+        assert int(refused.headers["retry-after"]) > 1
+    assert (await other.ask(paths[1], call("look"))).status == 200
 
 
 SMUGGLED = (
