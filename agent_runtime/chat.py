@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from agent_runtime.models import Model, Offer, Options, Prompt
 from agent_runtime.profile import ChatPiece, ChatTurn, ToolUse
 from agent_runtime.tools.registry import Outcome
+from wire.errors import FieldViolation, Invalid
 
 CallTool = Callable[[ToolUse], Awaitable[Outcome]]
 
@@ -34,12 +35,13 @@ class Tools(NamedTuple):
 
 async def converse(model: Model, conversation: Conversation, tools: Tools) -> AsyncGenerator[ChatPiece, None]:
     """The answer in pieces; the last one says why it ended, what the caller shall call, and what it cost."""
-    turns = list(conversation.messages)
+    turns, options = list(conversation.messages), conversation.options
     theirs = {offer.name for offer in conversation.tools}
+    _check_choice(options.tool_choice, theirs)
     offers = [*conversation.tools, *(offer for offer in tools.offers if offer.name not in theirs)]
     read = written = 0
     for left in reversed(range(tools.rounds_max + 1)):
-        prompt = Prompt(turns, offers, conversation.options, must_answer=not left and tools.rounds_max > 0)
+        prompt = Prompt(turns, offers, options, must_answer=not left and tools.rounds_max > 0)
         text, end = "", ChatPiece()
         async with aclosing(model.answer(prompt)) as pieces:
             async for piece in pieces:
@@ -54,9 +56,17 @@ async def converse(model: Model, conversation: Conversation, tools: Tools) -> As
             uses = outside or [use for use in end.tool_uses if not use.problem]
             yield ChatPiece("", uses, end.finish_reason, input_tokens=read, output_tokens=written)
             return
+        options = options._replace(tool_choice="")  # what it must do first, it has done
         yield ChatPiece(tool_uses=end.tool_uses)
         turns.append(ChatTurn("assistant", text, end.tool_uses))
         turns += [_result(use, await _outcome(use, tools.call)) for use in end.tool_uses]
+
+
+def _check_choice(choice: str, theirs: Container[str]) -> None:
+    """A model can be led to the caller's own tools; the agent's are its own affair."""
+    if choice not in ("", "none", "auto", "required") and choice not in theirs:
+        violation = FieldViolation("options.tool_choice", "must name one of tools")
+        raise Invalid("cannot choose a tool that is none of the caller's", violations=[violation])
 
 
 async def _outcome(use: ToolUse, call_tool: CallTool) -> Outcome:

@@ -40,7 +40,7 @@ class Completions:
     async def _chat(self, request: Request) -> Response:
         try:
             wanted = completions.read(request.body)
-            if wrong := violations(wanted.chat):
+            if wrong := completions.named(violations(wanted.chat), wanted):
                 raise Invalid(f"{wrong[0].field} {wrong[0].description}", violations=wrong)
             answer = completions.Answer(f"chatcmpl-{secrets.token_hex(ID_BYTES)}", _now(), wanted)
             said = self._said(wanted.chat)

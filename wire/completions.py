@@ -1,6 +1,6 @@
 """Chat as OpenAI's clients speak it: the JSON of `/v1/chat/completions` to a ChatRequest, ChatResponses to theirs.
 
-What would change the answer and cannot be had (`n` above 1, `logprobs`, a forced tool, images) is refused; what is
+What would change the answer and cannot be had (`n` above 1, `logprobs`, penalties, images) is refused; what is
 only a hint (`user`, `metadata`, `store`) is passed over. Tools that the agent has called itself are not shown.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import grpc
 
 from hyperfactory.v1 import agent_service_pb2 as pb
-from wire.errors import Exhausted, FactoryError, FieldViolation, Invalid
+from wire.errors import Exhausted, FactoryError, FieldViolation, Invalid, NotFound
+from wire.json_fields import a_list, an_object, bad, flag, text
 from wire.status import code_of
 
 PATH: Final = "/v1/chat/completions"
@@ -30,7 +31,24 @@ ROLES: Final = {
     "assistant": "assistant",
     "tool": "tool",
 }
-UNSUPPORTED: Final = ("functions", "function_call", "audio", "prediction", "web_search_options", "logit_bias")
+UNSUPPORTED: Final = (
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "web_search_options",
+    "logit_bias",
+    "frequency_penalty",
+    "presence_penalty",
+)
+CHOICES: Final = ("none", "auto", "required")
+FORMATS: Final = ("text", "json_object", "json_schema")
+WHOLE: Final = {
+    "max_tokens": ("max_output_tokens", 32),
+    "max_completion_tokens": ("max_output_tokens", 32),
+    "seed": ("seed", 64),
+}
+"""Whole numbers: what they are called in ours, and how wide they are in bits."""
 
 _STATUSES: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error"),
@@ -54,6 +72,8 @@ class Wanted:
     chat: pb.ChatRequest
     stream: bool = False
     usage: bool = False
+    limit: str = ""
+    """What the client called the bound of the answer's tokens."""
 
 
 def read(body: bytes) -> Wanted:
@@ -61,78 +81,119 @@ def read(body: bytes) -> Wanted:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _bad("body", "must be JSON") from error
+        raise bad("body", "must be JSON") from error
     if not isinstance(found, dict):
-        raise _bad("body", "must be a JSON object")
+        raise bad("body", "must be a JSON object")
     _refuse_unsupported(found)
     chat = pb.ChatRequest(
-        messages=[_message(item, f"messages[{i}]") for i, item in enumerate(_list(found, "messages"))],
+        messages=[_message(item, f"messages[{i}]") for i, item in enumerate(a_list(found, "messages"))],
         tools=[_tool(item, f"tools[{i}]") for i, item in enumerate(_tools(found))],
     )
     if not 1 <= len(chat.messages) <= MESSAGES_MAX:
-        raise _bad("messages", f"must have 1 to {MESSAGES_MAX} items")
+        raise bad("messages", f"must have 1 to {MESSAGES_MAX} items")
     _options(found, chat.options)
+    _choice(found, chat)
     return Wanted(
-        model=_text(found, "model", ""),
+        model=text(found, "model", ""),
         chat=chat,
-        stream=_flag(found, "stream"),
-        usage=_flag(_object(found, "stream_options"), "include_usage"),
+        stream=flag(found, "stream"),
+        usage=flag(an_object(found, "stream_options"), "include_usage"),
+        limit=next(
+            (name for name in ("max_completion_tokens", "max_tokens") if found.get(name) is not None), ""
+        ),
     )
 
 
 def _refuse_unsupported(found: Mapping[str, Any]) -> None:
     for name in UNSUPPORTED:
         if found.get(name):
-            raise _bad(name, "is not supported")
+            raise bad(name, "is not supported")
     if found.get("n") not in (None, 1):
-        raise _bad("n", "must be 1")
+        raise bad("n", "must be 1")
     if found.get("logprobs"):
-        raise _bad("logprobs", "is not supported")
-    if _object(found, "response_format").get("type", "text") != "text":
-        raise _bad("response_format", "must be text")
-    if found.get("tool_choice") not in (None, "auto", "none"):
-        raise _bad("tool_choice", "must be 'auto' or 'none'")
+        raise bad("logprobs", "is not supported")
+    if found.get("modalities") not in (None, ["text"]):
+        raise bad("modalities", "must be ['text']")
 
 
 def _tools(found: Mapping[str, Any]) -> Sequence[Any]:
-    return () if found.get("tool_choice") == "none" else _list(found, "tools")
+    return () if found.get("tool_choice") == "none" else a_list(found, "tools")
 
 
 def _options(found: Mapping[str, Any], options: pb.ChatOptions) -> None:
     for name, target in (("temperature", "temperature"), ("top_p", "top_p")):
         if (number := found.get(name)) is not None:
             if not isinstance(number, int | float) or isinstance(number, bool):
-                raise _bad(name, "must be a number")
+                raise bad(name, "must be a number")
             setattr(options, target, number)
-    for name, target in (
-        ("max_tokens", "max_output_tokens"),
-        ("max_completion_tokens", "max_output_tokens"),
-        ("seed", "seed"),
-    ):
+    for name, (target, bits) in WHOLE.items():
         if (whole := found.get(name)) is not None:
-            if not isinstance(whole, int) or isinstance(whole, bool) or not -(2**31) < whole < 2**31:
-                raise _bad(name, "must be a whole number of at most 31 bits")
+            bound = 2 ** (bits - 1)
+            if not isinstance(whole, int) or isinstance(whole, bool) or not -bound <= whole < bound:
+                raise bad(name, f"must be a whole number of at most {bits} bits")
             setattr(options, target, whole)
+    _format(an_object(found, "response_format"), options)
     stop = found.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
-        raise _bad("stop", "must be a string or a list of strings")
+        raise bad("stop", "must be a string or a list of strings")
     options.stop.extend(stops)
+
+
+def _format(wanted: Mapping[str, Any], options: pb.ChatOptions) -> None:
+    kind = wanted.get("type", "text")
+    if kind not in FORMATS:
+        raise bad("response_format.type", f"must be one of {', '.join(FORMATS)}")
+    if kind == "text":
+        return
+    schema = an_object(wanted, "json_schema")
+    if kind == "json_schema" and not (
+        text(schema, "name", "response_format.json_schema") and schema.get("schema")
+    ):
+        raise bad("response_format.json_schema", "must have a name and a schema")
+    try:
+        options.response_format.update(wanted)
+    except (ValueError, TypeError) as error:
+        raise bad("response_format", "must be JSON") from error
+
+
+def _choice(found: Mapping[str, Any], chat: pb.ChatRequest) -> None:
+    """What the model must do first; `none` has taken the caller's tools away already."""
+    choice = found.get("tool_choice")
+    if choice in (None, "auto", "none"):
+        return
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        choice = an_object(choice, "function").get("name")
+        known = choice in {tool.name for tool in chat.tools}
+    else:
+        known = choice == "required"
+    if not known:
+        raise bad("tool_choice", f"must be one of {', '.join(CHOICES)}, or name a function of tools")
+    chat.options.tool_choice = str(choice)
+
+
+def named(wrong: Sequence[FieldViolation], wanted: Wanted) -> list[FieldViolation]:
+    """What the contract's checks found, by the fields that the client wrote."""
+    theirs = {"options.max_output_tokens": wanted.limit} if wanted.limit else {}
+    return [
+        replace(violation, field=theirs.get(violation.field, violation.field).removeprefix("options."))
+        for violation in wrong
+    ]
 
 
 def _message(item: Any, path: str) -> pb.ChatMessage:
     if not isinstance(item, dict):
-        raise _bad(path, "must be an object")
+        raise bad(path, "must be an object")
     role = ROLES.get(str(item.get("role")))
     if role is None:
-        raise _bad(f"{path}.role", f"must be one of {', '.join(ROLES)}")
+        raise bad(f"{path}.role", f"must be one of {', '.join(ROLES)}")
     return pb.ChatMessage(
         role=role,
         content=_content(item.get("content"), f"{path}.content"),
         tool_calls=[
-            _call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(_list(item, "tool_calls", path))
+            _call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(a_list(item, "tool_calls", path))
         ],
-        tool_call_id=_text(item, "tool_call_id", path),
+        tool_call_id=text(item, "tool_call_id", path),
     )
 
 
@@ -141,11 +202,11 @@ def _content(content: Any, path: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise _bad(path, "must be a string or a list of parts")
+        raise bad(path, "must be a string or a list of parts")
     texts = []
     for i, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise _bad(f"{path}[{i}]", "must be a part of type 'text'")
+            raise bad(f"{path}[{i}]", "must be a part of type 'text'")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -153,58 +214,26 @@ def _content(content: Any, path: str) -> str:
 def _call(item: Any, path: str) -> pb.ToolCall:
     function = item.get("function") if isinstance(item, dict) else None
     if not isinstance(function, dict):
-        raise _bad(path, "must be a call of a function")
-    call = pb.ToolCall(id=_text(item, "id", path), name=_text(function, "name", path))
+        raise bad(path, "must be a call of a function")
+    call = pb.ToolCall(id=text(item, "id", path), name=text(function, "name", path))
     try:
         arguments = json.loads(function.get("arguments") or "{}")
         call.arguments.update(arguments)
     except (ValueError, TypeError, AttributeError) as error:
-        raise _bad(f"{path}.function.arguments", "must be a JSON object in a string") from error
+        raise bad(f"{path}.function.arguments", "must be a JSON object in a string") from error
     return call
 
 
 def _tool(item: Any, path: str) -> pb.Tool:
     function = item.get("function") if isinstance(item, dict) and item.get("type") == "function" else None
     if not isinstance(function, dict) or not function.get("name"):
-        raise _bad(path, "must be a function with a name")
-    tool = pb.Tool(name=_text(function, "name", path), description=_text(function, "description", path))
+        raise bad(path, "must be a function with a name")
+    tool = pb.Tool(name=text(function, "name", path), description=text(function, "description", path))
     try:
         tool.input_schema.update(function.get("parameters") or {})
     except (ValueError, TypeError, AttributeError) as error:
-        raise _bad(f"{path}.function.parameters", "must be a JSON Schema") from error
+        raise bad(f"{path}.function.parameters", "must be a JSON Schema") from error
     return tool
-
-
-def _text(found: Mapping[str, Any], name: str, path: str) -> str:
-    value = found.get(name)
-    if value is not None and not isinstance(value, str):
-        raise _bad(f"{path}.{name}".lstrip("."), "must be a string")
-    return value or ""
-
-
-def _flag(found: Mapping[str, Any], name: str) -> bool:
-    value = found.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise _bad(name, "must be true or false")
-    return bool(value)
-
-
-def _object(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = found.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise _bad(name, "must be an object")
-    return value or {}
-
-
-def _list(found: Mapping[str, Any], name: str, path: str = "") -> Sequence[Any]:
-    value = found.get(name)
-    if value is not None and not isinstance(value, list):
-        raise _bad(f"{path}.{name}".lstrip("."), "must be a list")
-    return value or ()
-
-
-def _bad(path: str, why: str) -> Invalid:
-    return Invalid(f"{path} {why}", violations=[FieldViolation(path, why)])
 
 
 @dataclass(slots=True)
@@ -252,7 +281,8 @@ class Answer:
 
     def _event(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return sse({**self._base("chat.completion.chunk"), "choices": [choice]})
+        usage = {"usage": None} if self.wanted.usage else {}
+        return sse({**self._base("chat.completion.chunk"), "choices": [choice], **usage})
 
     def _base(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.wanted.model}
@@ -306,7 +336,7 @@ def failure(error: FactoryError) -> tuple[int, dict[str, Any], dict[str, str]]:
     body = {
         "message": error.message,
         "type": kind,
-        "param": violations[0].field if violations else None,
+        "param": violations[0].field if violations else "model" if isinstance(error, NotFound) else None,
         "code": error.reason,
     }
     headers = {}

@@ -33,6 +33,7 @@ def chat_body(model: str, prompt: Prompt) -> dict[str, Any]:
         "max_tokens": options.max_output_tokens,
         "stop": list(options.stop) or None,
         "seed": options.seed,
+        "response_format": options.response_format,
     }
     body |= {name: value for name, value in wanted.items() if value is not None}
     if prompt.tools:
@@ -47,8 +48,9 @@ def chat_body(model: str, prompt: Prompt) -> dict[str, Any]:
             }
             for tool in prompt.tools
         ]
-        if prompt.must_answer:
-            body["tool_choice"] = "none"
+        if choice := "none" if prompt.must_answer else options.tool_choice:
+            named = choice not in ("none", "auto", "required")
+            body["tool_choice"] = {"type": "function", "function": {"name": choice}} if named else choice
     return body
 
 

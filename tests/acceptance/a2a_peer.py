@@ -1,7 +1,7 @@
 """The official a2a-sdk client against a factory: a process of its own, since its descriptors are named as ours.
 
-Says what it saw as one JSON document. Arguments: client.json, and the cards of a quick agent, of a slow one, and of one
-that a model answers for.
+Says what it saw as one JSON document. Arguments: client.json, and the cards of a quick agent, of a slow one, and
+of one that has a model.
 """
 
 from __future__ import annotations

@@ -41,6 +41,10 @@ SCRIPT = {
                 "tool_calls": [{"name": "run_python", "arguments": {"code": "import time; time.sleep(50)"}}],
             },
         },
+        {
+            "expect": {"contains": "break"},
+            "reply": {"text": "Breaking.", "tool_calls": [{"name": "list_files", "arguments": {}}]},
+        },
     ],
 }
 WEATHER = {
@@ -127,7 +131,10 @@ async def test_what_goes_wrong_has_the_shape_that_the_client_knows(running, mode
     hello: list[Any] = [{"role": "user", "content": "write"}]
     with pytest.raises(openai.NotFoundError) as unknown:
         await models.chat.completions.create(model="c-none/solo", messages=hello)
-    assert unknown.value.code == "RESOURCE_NOT_FOUND"
+    assert (unknown.value.code, unknown.value.param) == ("RESOURCE_NOT_FOUND", "model")
+    with pytest.raises(openai.BadRequestError) as unnamed:
+        await models.chat.completions.create(model="", messages=hello)
+    assert unnamed.value.param == "model"
     with pytest.raises(openai.BadRequestError) as twice:
         await models.chat.completions.create(model=name, messages=hello, n=2)
     assert twice.value.param == "n"
@@ -140,6 +147,21 @@ async def test_what_goes_wrong_has_the_shape_that_the_client_knows(running, mode
         parts = [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]
         await models.chat.completions.create(model=name, messages=[{"role": "user", "content": parts}])
     assert image.value.param == "messages[0].content[0]"
+
+
+async def test_what_goes_wrong_after_the_first_word_is_an_error_of_the_stream(models, talker):
+    messages: list[Any] = [{"role": "assistant", "content": "yes?"} for _ in range(5)]
+    messages.append({"role": "user", "content": "break"})
+    stream = await models.chat.completions.create(
+        model=f"{talker.id}/solo", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    said = ""
+    with pytest.raises(openai.APIError) as broken:
+        async for chunk in stream:
+            assert chunk.usage is None
+            said += chunk.choices[0].delta.content or ""
+    assert said == "Breaking."
+    assert (broken.value.code, broken.value.type) == ("WRONG_STATE", "invalid_request_error")
 
 
 async def test_what_the_guard_refuses_has_that_shape_too(running):

@@ -23,6 +23,7 @@ from hyperfactory.v1 import agent_service_pb2 as pb
 from wire import completions
 from wire.errors import FactoryError, Invalid
 from wire.guarded import GuardedMethod
+from wire.json_fields import bad
 from wire.policy import Caller, Principal, Row, current_caller
 from wire.status import from_status
 from wire.tokens import SCOPES
@@ -95,7 +96,9 @@ class Talk:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One completion, streamed where the caller wishes; it ends when the caller goes away."""
         wanted = completions.read(await read_body(request))
-        if wrong := self._validate(wanted.chat):
+        if not wanted.model:
+            raise bad("model", "is required: `<crew id>/<agent name>`, or an agent's id")
+        if wrong := completions.named(self._validate(wanted.chat), wanted):
             raise Invalid(f"{wrong[0].field}: {wrong[0].description}", violations=wrong)
         caller = current_caller()
         agent = await self._chats.find(wanted.model, own_crew=_own_crew(caller))

@@ -18,6 +18,11 @@ ADA = {"x-hyperfactory-caller": operator_spiffe("ada"), "x-hyperfactory-scopes":
 HI: dict[str, Any] = {"model": "any", "messages": [{"role": "user", "content": "hi"}]}
 
 
+FORCED = {"type": "function", "function": {"name": "weather"}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"maxLength": 3}}}
+
+
 def session(instance: Instance) -> aiohttp.ClientSession:
     connector = aiohttp.UnixConnector(str(instance.runtime.paths.http))
     return aiohttp.ClientSession("http://localhost", connector=connector, headers=ADA)
@@ -64,9 +69,19 @@ async def test_tools_that_the_agent_calls_itself_are_not_the_clients(world: Worl
         ("{}", "messages"),
         (json.dumps(HI | {"messages": [{"role": "king"}]}), "messages[0].role"),
         (json.dumps(HI | {"temperature": "hot"}), "temperature"),
-        (json.dumps(HI | {"temperature": 9}), "options.temperature"),
+        (json.dumps(HI | {"temperature": 9}), "temperature"),
+        (json.dumps(HI | {"max_tokens": 0}), "max_tokens"),
+        (json.dumps(HI | {"max_completion_tokens": -1}), "max_completion_tokens"),
+        (json.dumps(HI | {"max_tokens": 2**31}), "max_tokens"),
+        (json.dumps(HI | {"seed": 2**63}), "seed"),
+        (json.dumps(HI | {"stop": ["a", ""]}), "stop"),
+        (json.dumps(HI | {"stop": list("abcde")}), "stop"),
+        (json.dumps(HI | {"presence_penalty": 1}), "presence_penalty"),
         (json.dumps(HI | {"n": 2}), "n"),
-        (json.dumps(HI | {"tool_choice": "required"}), "tool_choice"),
+        (json.dumps(HI | {"tool_choice": "sometimes"}), "tool_choice"),
+        (json.dumps(HI | {"tool_choice": FORCED}), "tool_choice"),
+        (json.dumps(HI | {"response_format": {"type": "xml"}}), "response_format.type"),
+        (json.dumps(HI | {"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
         (json.dumps(HI | {"tools": [{"type": "web"}]}), "tools[0]"),
         (json.dumps(HI | {"stream": "yes"}), "stream"),
         ("[" * 100_000, "body"),
@@ -78,6 +93,45 @@ async def test_a_bad_request_names_what_is_wrong(world: World, body: str, param:
         assert answer.status == 400
         error = (await answer.json())["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_options_reach_the_endpoint_as_they_were_asked(world: World) -> None:
+    asked = {"max_completion_tokens": 9, "stop": "END", "temperature": 0.5, "seed": 2**40}
+    forms = {"response_format": SHAPE, "tools": [WEATHER], "tool_choice": FORCED}
+    wish = Turn(events=[*call("weather", "{}"), *end("tool_calls")])
+    async with upstream(wish) as model:
+        spec = types_pb2.Model(base_url=model.url, model="m")
+        async with session(await world.agent(spec={"model": spec})) as http:
+            answer = await (await http.post("/v1/chat/completions", json=HI | asked | forms)).json()
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    body = model.seen[0]
+    assert (body["max_tokens"], body["stop"], body["temperature"], body["seed"]) == (9, ["END"], 0.5, 2**40)
+    assert (body["response_format"], body["tool_choice"]) == (SHAPE, FORCED)
+
+
+async def test_a_tool_is_required_once_and_not_for_ever(world: World) -> None:
+    asked = HI | {"tool_choice": "required"}
+    turns = [
+        Turn(
+            events=[*call("list_files", "{}"), *end()], expect=lambda body: body["tool_choice"] == "required"
+        ),
+        says("None.", expect=lambda body: "tool_choice" not in body),
+    ]
+    async with upstream(*turns) as model:
+        spec = types_pb2.Model(base_url=model.url, model="m")
+        async with session(await world.agent(spec={"model": spec})) as http:
+            answer = await (await http.post("/v1/chat/completions", json=asked)).json()
+    assert answer["choices"][0]["message"]["content"] == "None."
+
+
+@pytest.mark.parametrize(
+    "forced", [{"tool_choice": "required"}, {"response_format": {"type": "json_object"}}]
+)
+async def test_a_script_cannot_be_forced_and_says_so(world: World, forced: dict[str, Any]) -> None:
+    async with session(await world.agent()) as http:
+        answer = await http.post("/v1/chat/completions", json=HI | forced)
+        assert answer.status == 400
+        assert next(iter(forced)) in (await answer.json())["error"]["message"]
 
 
 async def test_a_failure_before_the_first_word_has_its_status_and_later_is_an_event(world: World) -> None:
