@@ -98,7 +98,7 @@ class Pack:
     @property
     def description(self) -> str:
         """What it is for."""
-        return str(self.frontmatter["description"])
+        return str(self.frontmatter.get("description", ""))
 
     @property
     def size(self) -> int:
@@ -156,8 +156,14 @@ def read_pack(files: Sequence[PackFile], content: bytes) -> Pack:
 
 
 def describe(name: str, digest: str, frontmatter: Frontmatter, files: Sequence[PackFile]) -> Pack:
-    """A stored pack without its content, as it says itself to be: `is_sound` and `read_pack` check it."""
-    return Pack(name, digest, frontmatter, files, _tools(frontmatter, files))
+    """A stored pack without its content, as it says itself to be: `is_sound` and `is_itself` check it."""
+    try:
+        tools = _tools(frontmatter, files)
+    except (
+        SkillRefused
+    ):  # changed in the store, or taken by rules of before: lists show it, nobody may use it
+        tools = []
+    return Pack(name, digest, frontmatter, files, tools)
 
 
 def is_sound(pack: Pack) -> bool:
@@ -172,9 +178,10 @@ def is_itself(pack: Pack, entry: bytes) -> bool:
         return False
     try:
         frontmatter = skill_frontmatter.read(entry)
+        tools = _tools(frontmatter, pack.files)
     except SkillRefused:
         return False
-    return frontmatter == pack.frontmatter and frontmatter["name"] == pack.name
+    return (frontmatter, frontmatter["name"], tools) == (pack.frontmatter, pack.name, pack.tools)
 
 
 def digest_of(files: Sequence[PackFile]) -> str:

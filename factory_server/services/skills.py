@@ -89,7 +89,8 @@ async def find(parts: Parts, text: str) -> PackRow:
         row = verified(parts, await parts.store.get_skill(ref.name, ref.digest))
     else:
         row = verified(parts, await parts.store.get_skill(text, ""))
-    if not skills.is_itself(row.pack, await parts.store.skill_entry(row.pack)):
+    entry = await parts.store.skill_entry(row.pack)
+    if not await asyncio.to_thread(skills.is_itself, row.pack, entry):
         raise _not_itself(row.pack, f"it is described otherwise than its {skills.ENTRY} says")
     return row
 

@@ -279,6 +279,7 @@ async def test_content_that_was_changed_in_the_store_is_never_mounted(
         "UPDATE skill_pack SET files = jsonb_set(files, '{0,3}', to_jsonb(repeat('0', 64)))",
         "UPDATE skill_pack SET frontmatter = jsonb_set(frontmatter, '{description}', '\"Another.\"')",
         "UPDATE skill_pack SET content = overlay(content placing 'X' from 10)",
+        """UPDATE skill_pack SET frontmatter = '{"metadata": {"hyperfactory/tools": "no JSON"}}'""",
     ],
 )
 async def test_what_we_did_not_sign_is_not_even_shown(plant: Plant, postgres_url: str, change: str) -> None:
@@ -287,6 +288,7 @@ async def test_what_we_did_not_sign_is_not_even_shown(plant: Plant, postgres_url
         await connection.execute(change.encode())
     with pytest.raises(DigestMismatch):
         await skills.find(plant.parts, str(row.pack.ref))
+    assert [r.pack.digest for r in await plant.store.list_skills(model.Page(10))] == [row.pack.digest]
     assert (await publish(plant, with_tools(tool())))[1], "it was there"
     assert (await skills.find(plant.parts, str(row.pack.ref))).pack == row.pack, (
         "published again, it is trusted"
