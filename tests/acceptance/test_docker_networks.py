@@ -82,7 +82,8 @@ def run(moby: Any, agent: Any, program: str) -> str:
 
 def dial(moby: Any, agent: Any, *targets: str, try_s: float = ANSWER_MAX_S) -> list[str]:
     """What answers it by TCP."""
-    answers: list[str] = json.loads(run(moby, agent, tcp.dialler(PORT, *targets, try_s=try_s)))[0]
+    program = tcp.dialler(PORT, *targets, try_s=try_s, udp=False)
+    answers: list[str] = json.loads(run(moby, agent, program))[0]
     return answers
 
 

@@ -113,15 +113,19 @@ class DockerNetworkRig(DockerRig):
     async def listen(self, sandbox: Sandbox) -> None:
         await self.run(sandbox, tcp.listener(PORT))
 
-    async def dial(self, sandbox: Sandbox, *targets: str, try_s: float = CLOSED_S) -> list[list[str]]:
+    async def dial(self, sandbox: Sandbox, *targets: str) -> list[list[str]]:
         """What answers, by TCP and by UDP; '' for nothing within the time."""
-        done = await self.run(sandbox, tcp.dialler(PORT, *targets, try_s=try_s))
+        return await self._answers(sandbox, tcp.dialler(PORT, *targets, try_s=CLOSED_S))
+
+    async def _answers(self, sandbox: Sandbox, program: str) -> list[list[str]]:
+        done = await self.run(sandbox, program)
         found: list[list[str]] = json.loads(done["out"])
         return found
 
     async def reached(self, sandbox: Sandbox, *targets: str) -> list[str]:
         """What answers by TCP, where something should."""
-        return (await self.dial(sandbox, *targets, try_s=ANSWER_MAX_S))[0]
+        program = tcp.dialler(PORT, *targets, try_s=ANSWER_MAX_S, udp=False)
+        return (await self._answers(sandbox, program))[0]
 
 
 def run(*command: str) -> str:

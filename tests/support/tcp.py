@@ -23,8 +23,11 @@ while True:
 """
 
 
-def dialler(port: int, *targets: str, try_s: float = 0.7) -> str:
-    """Prints what answers: a list for TCP, and one for UDP to those targets that are addresses; '' for nothing."""
+def dialler(port: int, *targets: str, try_s: float = 0.7, udp: bool = True) -> str:
+    """Prints what answers: a list for TCP, and one for UDP to those targets that are addresses; '' for nothing.
+
+    Without UDP where answers are expected by TCP alone: each silent target takes `try_s`.
+    """
     return f"""
 import json, socket
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +46,7 @@ def udp(where):
         except OSError:
             return ""
 targets = {json.dumps(targets)}
-addresses = [where for where in targets if where[0].isdigit()]
+addresses = [where for where in targets if {udp} and where[0].isdigit()]
 with ThreadPoolExecutor(16) as pool:
     print(json.dumps([list(pool.map(tcp, targets)), list(pool.map(udp, addresses))]))
 """

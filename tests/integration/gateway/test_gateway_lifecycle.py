@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from hyperfactory.v1 import types_pb2
-from tests.integration.gateway.parts import Stage, describe, stream
+from tests.integration.gateway.parts import Stage, describe, describe_retrying, stream
 
 WAITING = [
     types_pb2.AGENT_STATE_PROVISIONING,
@@ -71,7 +71,7 @@ async def test_new_generation_cuts_the_streams_of_the_old(stage: Stage) -> None:
             async with asyncio.timeout(5):
                 while True:
                     await ping()
-    assert (await describe(stub)).generation == 2
+    assert (await describe_retrying(stub)).generation == 2
 
 
 async def test_unhealthy_agent_is_cut_off_at_once(stage: Stage) -> None:
