@@ -8,6 +8,8 @@ from agent_runtime.limits import FILE_MAX_BYTES
 
 # One line is one message, as large as a result may be in JSON.
 SERVER_LINE_MAX_BYTES: Final = 4 * 1024 * 1024
+# What is printed to the output between two messages: more is no server's log.
+SERVER_GARBAGE_MAX_BYTES: Final = 4 * 1024 * 1024
 SERVER_TOOLS_MAX: Final = 256
 SERVER_RESOURCES_MAX: Final = 2048
 SERVER_TEMPLATES_MAX: Final = 256

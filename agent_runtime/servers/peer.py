@@ -116,6 +116,9 @@ class Peer:
 
     def receive(self, line: bytes) -> None:
         """Take one line; what is no message of JSON-RPC is set aside, as many servers print to their output."""
+        if not line.startswith((b"{", b"[")):
+            self._on_garbage(line)  # told apart at a glance: a flood of such lines costs little
+            return
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):

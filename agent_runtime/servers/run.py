@@ -15,7 +15,7 @@ from agent_runtime.owner import TaskOwner
 from agent_runtime.servers.asking import Desk
 from agent_runtime.servers.condition import STOPPED, Down
 from agent_runtime.servers.features import linked, prompts_of, resources_of
-from agent_runtime.servers.limits import LINKS_MAX, SUBSCRIBED_MAX
+from agent_runtime.servers.limits import LINKS_MAX, SERVER_GARBAGE_MAX_BYTES, SUBSCRIBED_MAX
 from agent_runtime.servers.offer import tools_of
 from agent_runtime.servers.peer import Answered, Peer
 from agent_runtime.servers.session import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Endless, Session, open_session
@@ -55,9 +55,8 @@ class Run:
         self._words = Words(spec.name, spec.hidden)
         self.desk = Desk(workspace)
         self.stdio = Stdio(self._words, self._receive, self._ended)
-        self._peer = Peer(
-            self.stdio.send, self.stdio.send_now, self._notice, self.desk.answer, self._words.say
-        )
+        self._peer = Peer(self.stdio.send, self.stdio.send_now, self._notice, self.desk.answer, self._garbage)
+        self._garbage_bytes = 0
         self._session: Session | None = None
         self._links: OrderedDict[str, Resource] = OrderedDict()
         self._subscribed: frozenset[str] = frozenset()
@@ -185,7 +184,17 @@ class Run:
                         self._links.popitem(last=False)
 
     def _receive(self, line: bytes) -> None:
+        before = self._garbage_bytes
         self._peer.receive(line)
+        if self._garbage_bytes == before:
+            self._garbage_bytes = 0
+
+    def _garbage(self, line: bytes) -> None:
+        """What is printed to the output and is no message: worth a look in the log, within bounds."""
+        self._words.say(line)
+        self._garbage_bytes += len(line)
+        if self._garbage_bytes > SERVER_GARBAGE_MAX_BYTES:
+            self.stdio.fail(Down("NotMcp", "the server's output is no MCP"))
 
     def _notice(self, method: str, params: Mapping[str, Any]) -> None:
         uri = params.get("uri")

@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 # Killed processes are gone in milliseconds; what holds a pipe longer has left the group.
 PIPES_MAX_S: Final = 1.0
 # A program that ends closes its pipes a moment earlier; one that closes them and stays is of no use.
-CLOSED_MAX_S: Final = 0.5
+CLOSED_MAX_S: Final = 0.2
 STEP_MAX_S: Final = 1.0
+# Processes of a server are known by this variable wherever they go.
+MARK: Final = "HYPERFACTORY_SERVER"
+STRAYS_ROUNDS_MAX: Final = 5
 # The kernel takes a server before the runtime when the sandbox is out of memory.
 OOM_SCORE: Final = 900
 
@@ -39,6 +42,7 @@ class Stdio(asyncio.SubprocessProtocol):
         self._on_line = on_line
         self._on_end = on_end
         self._transport: asyncio.SubprocessTransport | None = None
+        self._mark = os.urandom(8).hex()
         self._lines = Lines(SERVER_LINE_MAX_BYTES)
         self._cause: Down | None = None
         self._writable = asyncio.Event()
@@ -67,7 +71,7 @@ class Stdio(asyncio.SubprocessProtocol):
     async def _start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
         try:
             await asyncio.get_running_loop().subprocess_exec(
-                lambda: self, *argv, cwd=cwd, env=dict(env), start_new_session=True
+                lambda: self, *argv, cwd=cwd, env={**env, MARK: self._mark}, start_new_session=True
             )
         except FileNotFoundError as error:
             raise Down("CommandNotFound", f"cannot start '{argv[0]}': no such program") from error
@@ -116,6 +120,7 @@ class Stdio(asyncio.SubprocessProtocol):
             log.info("a server left a process behind that holds its pipes")
         finally:
             self._transport.close()
+            await asyncio.to_thread(_kill_marked, self._mark)
 
     def _input(self) -> asyncio.WriteTransport | None:
         pipe = self._transport.get_pipe_transport(0) if self._transport is not None else None
@@ -156,7 +161,7 @@ class Stdio(asyncio.SubprocessProtocol):
             asyncio.get_running_loop().call_later(CLOSED_MAX_S, self._fail_unless_gone, cause)
 
     def _fail_unless_gone(self, cause: Down) -> None:
-        if not self._exited.is_set() and not self._ending:
+        if not self._exited.is_set() and not self._ending and not _has_ended(self.pid):
             self.fail(cause)
 
     def pause_writing(self) -> None:
@@ -183,6 +188,34 @@ class Stdio(asyncio.SubprocessProtocol):
             how = f"exited with code {code}"
         last = self._words.last()
         return Down("Crashed", f"the server {how}" + (f": {last}" if last else ""))
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child is no more, though nobody may have been told yet."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _kill_marked(mark: str) -> None:
+    """End whatever runs with this mark in its environment: a browser that a server has started in a session of its
+    own, say. What starts others while we look is looked at again."""
+    wanted = f"{MARK}={mark}".encode()
+    for _ in range(STRAYS_ROUNDS_MAX):
+        found = [at for at in Path("/proc").iterdir() if at.name.isdigit() and _carries(at, wanted)]
+        for at in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(at.name), signal.SIGKILL)
+        if not found:
+            return
+
+
+def _carries(process: Path, wanted: bytes) -> bool:
+    try:
+        return wanted in (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended, or is somebody else's
 
 
 def _limit(pid: int) -> None:

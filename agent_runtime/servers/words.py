@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 LINE_MAX_CHARS: Final = 1000
 BURST_MAX_BYTES: Final = 64 * 1024
 RATE_BYTES_PER_S: Final = 4 * 1024
+# What a line costs beside its text, in the agent's log and in the warning that lines are missing before it.
+ENTRY_BYTES: Final = 200
 KEPT_LINES: Final = 12
 LAST_WORDS_MAX_CHARS: Final = 160
 HIDDEN: Final = "[secret]"
@@ -64,7 +66,10 @@ class Words:
 
     def say(self, line: bytes) -> None:
         """Log a line that came by another way than standard error, within the same bounds."""
-        self._keep(line[:LINE_MAX_CHARS])
+        if self._spent():
+            self._dropped += 1
+        else:
+            self._keep(line[:LINE_MAX_CHARS])
 
     def _say(self, raw: bytes) -> None:
         if self._cut:
@@ -77,7 +82,7 @@ class Words:
         if not line:
             return
         self._kept.append(line)
-        if self._may_log(len(raw)):
+        if self._may_log(len(raw) + ENTRY_BYTES):
             log.info("server says", extra={"server": self._server, "line": line})
 
     def _spent(self) -> bool:

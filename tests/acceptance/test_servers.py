@@ -118,6 +118,8 @@ async def test_a_server_is_an_agents_capability_through_every_life(
         assert given["TOKEN"] == VALUE
         os.kill(agent.instance.host_pid, signal.SIGKILL)
         await _serves_again(client, crew.id, 2)
+        await _sleeps_and_wakes(client, agent.id, light=True)
+        await _serves_again(client, crew.id, 2)
         await _sleeps_and_wakes(client, agent.id)
         await _serves_again(client, crew.id, 3)
         seen = await told(client, crew.id)
@@ -149,8 +151,8 @@ async def _answers(client: Client, crew: str) -> None:
                 return
 
 
-async def _sleeps_and_wakes(client: Client, agent: str) -> None:
-    sleep = fp.HibernateAgentRequest(request_id=request_id(), agent=agent)
+async def _sleeps_and_wakes(client: Client, agent: str, *, light: bool = False) -> None:
+    sleep = fp.HibernateAgentRequest(request_id=request_id(), agent=agent, light=light)
     await client.factory.HibernateAgent(sleep, timeout=CALL_S, metadata=client.metadata)
     wake = fp.WakeAgentRequest(request_id=request_id(), agent=agent)
     await client.factory.WakeAgent(wake, timeout=CALL_S, metadata=client.metadata)

@@ -15,6 +15,7 @@ TOOLS: dict[str, dict[str, Any]] = {
     **{
         name: {} for name in ("slow", "grow", "child", "env", "die", "refuse", "wrong", "large", "structured")
     },
+    **({"misbehave": {}, "count": {}} if "bad" in sys.argv else {}),
 }
 PROMISES = {
     "honest": {"type": "object", "properties": {"cancelled": {"type": "integer"}}, "required": ["cancelled"]},
@@ -24,8 +25,10 @@ PROMISES = {
 for way in WAYS & PROMISES.keys():
     TOOLS["structured"] = {"outputSchema": PROMISES[way]}
 CANCELLED: list[Any] = []
+LISTS: list[str] = []
 LISTENER: list[Any] = []
 LOCK = threading.Lock()
+DEAF = threading.Event()
 MODERN = "2026-07-28"
 
 
@@ -53,10 +56,14 @@ def main() -> None:
     if "noisy" in WAYS:
         say(sys.stdout, "Server running on stdio\n[1, {]\n42")
         say(sys.stderr, "secret is " + os.environ.get("TOKEN", ""))
+    if "rubbish" in WAYS:
+        sys.stdout.write(("no message at all" * 4 + "\n") * 64 * 1024)
     if "flood" in WAYS:
         sys.stdout.write("x" * (8 * 1024 * 1024))
         sys.stdout.flush()
     for line in sys.stdin:
+        if DEAF.is_set():
+            break
         message = json.loads(line)
         method, number = message.get("method"), message.get("id")
         params = message.get("params", {})
@@ -66,6 +73,9 @@ def main() -> None:
             threading.Thread(target=call, args=(number, params), daemon=True).start()
         elif method is not None and number is not None:
             request(number, method, params)
+    if DEAF.is_set():
+        os.close(0)
+        pause(3600)
     if "stubborn" in WAYS:
         pause(3600)
 
@@ -86,6 +96,7 @@ def request(number: Any, method: str, params: dict[str, Any]) -> None:
         LISTENER.append(number)
         send({"method": "notifications/subscriptions/acknowledged", "params": {}})
     elif method == "tools/list":
+        LISTS.append(method)
         send({"id": number, "result": page(params.get("cursor"))})
     else:
         send({"id": number, "error": {"code": -32601, "message": f"no method {method}"}})
@@ -126,7 +137,11 @@ def call(number: Any, params: dict[str, Any]) -> None:
             if "modern" not in WAYS or LISTENER:
                 send({"method": "notifications/tools/list_changed"})
         case "child":
-            said["text"] = str(subprocess.Popen(["sleep", "3600"]).pid)  # its end is the test's matter
+            apart = given.get("apart", False)
+            child = subprocess.Popen(
+                ["sleep", "3600"], start_new_session=apart
+            )  # its end is the test's matter
+            said["text"] = str(child.pid)
         case "env":
             said["text"] = json.dumps({"TOKEN": os.environ.get("TOKEN"), "PLAIN": os.environ.get("PLAIN")})
         case "die":
@@ -136,10 +151,45 @@ def call(number: Any, params: dict[str, Any]) -> None:
             return
         case "large":
             said["text"] = "x" * given.get("bytes", 0)
+        case "count":
+            said["text"] = str(len(LISTS))
+        case "misbehave":
+            misbehave(number, given["way"])
     result = {"content": [{"type": "text", **said}], "isError": name == "wrong"}
     if name == "structured":
         result["structuredContent"] = {"cancelled": len(CANCELLED)}
     send({"id": number, "result": result})
+
+
+def misbehave(number: Any, way: str) -> None:
+    """What a client must survive; it is answered as any call afterwards."""
+    match way:
+        case "answers":
+            send({"id": 4_000_000, "result": {}})
+            send({"id": True, "result": {"content": [{"type": "text", "text": "for whom"}]}})
+            send({"id": None, "error": "no object"})
+            send({"id": [number], "result": 5})
+            send({"id": {"method": 1}, "method": "roots/list"})
+            send({"id": 77, "method": "no/such/method", "params": []})
+            send({"method": "notifications/progress", "params": {"progressToken": "none", "progress": "x"}})
+            send({"method": "notifications/cancelled", "params": {"requestId": {}}})
+        case "twice":
+            send({"id": number, "result": {"content": [{"type": "text", "text": "first"}]}})
+        case "stderr":
+            chunk = "e" * 70 + "\n"
+            for _ in range(16):
+                sys.stderr.write(chunk * 16 * 1024)
+        case "stdout":
+            sys.stdout.write("just saying\n" * 10_000)
+        case "restless":
+            for _ in range(200):
+                send({"method": "notifications/tools/list_changed"})
+                pause(0.001)
+        case "deaf":
+            DEAF.set()
+        case "mute":
+            os.close(1)
+            pause(3600)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,8 @@ async def test_a_call_in_flight_when_the_server_dies_says_so(bench: Bench) -> No
         (("flood",), {}, "LineTooLong", "more than"),
         (("endless",), {}, "TooManyTools", "has no end"),
         (("2021-01-01",), {}, "VersionUnsupported", "'2021-01-01'"),
+        (("2031-01-01",), {}, "VersionUnsupported", "'2031-01-01'"),
+        (("rubbish",), {}, "NotMcp", "no MCP"),
     ],
 )
 async def test_what_cannot_serve_is_a_condition_with_its_reason(
@@ -238,10 +240,70 @@ async def test_what_cannot_serve_is_a_condition_with_its_reason(
     assert not bench.tools
 
 
-async def test_what_a_server_started_ends_with_it(bench: Bench) -> None:
+@pytest.mark.parametrize("way", ["answers", "twice", "stderr", "stdout", "restless"])
+async def test_what_a_server_should_not_do_spoils_nothing_else(bench: Bench, way: str) -> None:
+    bench.run("bad")
+    await bench.until("Serving")
+    found = await bench.call("misbehave", way=way)
+    assert found.text == ("first" if way == "twice" else "misbehave")
+    assert (await bench.call("echo", text="well")).text == "well"
+    assert bench.condition.reason == "Serving"
+    assert int((await bench.call("count")).text) < 100, "notices are not each followed by a list"
+
+
+@pytest.mark.parametrize(("way", "which"), [("deaf", "input"), ("mute", "output")])
+async def test_a_server_that_closes_a_pipe_and_stays_is_replaced(bench: Bench, way: str, which: str) -> None:
+    bench.run("bad")
+    await bench.until("Serving")
+    pid = bench.servers.pids()["small"]
+
+    async def call() -> None:
+        with pytest.raises(Unavailable, match=f"closed its {which}"):
+            await bench.call("misbehave", way=way)
+            while True:  # one that hears no more may answer what it has heard
+                await bench.call("echo", text="x")
+
+    async with asyncio.timeout(WAIT_MAX_S):
+        await call()
+    assert not _alive(pid)
+    await bench.until("Serving")
+
+
+async def test_one_that_ends_at_once_is_started_ever_less_often(bench: Bench) -> None:
+    bench.run("crash")
+    began_s = asyncio.get_running_loop().time()
+    pids: set[int] = set()
+    while asyncio.get_running_loop().time() - began_s < PAUSE_FIRST_S * 3:
+        pids |= set(bench.servers.pids().values())
+        await asyncio.sleep(0.001)
+    assert 1 <= len(pids) <= 3
+    assert bench.seen.count("Crashed") <= 1, "a condition that stays is told once"
+
+
+async def test_eight_servers_serve_side_by_side(bench: Bench) -> None:
+    one = types_pb2.McpServer(command=sys.executable, args=[str(PROGRAM)])
+    specs = []
+    for number in range(8):
+        one.name = f"s{number}"
+        specs.append(spec_of(one, BASE, {}))
+    bench.servers = Servers(specs, bench.workspace, bench.offered)
+    bench.servers.start()
+    async with asyncio.timeout(WAIT_MAX_S):
+        while {c.reason for c in bench.servers.conditions()} != {"Serving"}:
+            await asyncio.sleep(0.01)
+    assert len(bench.tools) == 80
+    pids = bench.servers.pids()
+    await bench.servers.stop()
+    assert len(pids) == 8
+    assert not any(map(_alive, pids.values()))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_what_a_server_started_ends_with_it(bench: Bench, apart: bool) -> None:
+    """Also in a session of its own, as browsers are started."""
     bench.run()
     await bench.until("Serving")
-    child = int((await bench.call("child")).text)
+    child = int((await bench.call("child", apart=apart)).text)
     os.kill(bench.servers.pids()["small"], 9)
     await bench.until("Crashed")
     async with asyncio.timeout(WAIT_MAX_S):
