@@ -20,9 +20,9 @@ import agent_runtime.profiles.coder
 import agent_runtime.profiles.generic
 import agent_runtime.profiles.planner
 import agent_runtime.profiles.reviewer  # noqa: F401
-from agent_runtime import logs
+from agent_runtime import logs, validation
 from agent_runtime.paths import Paths
-from agent_runtime.runtime import Runtime
+from agent_runtime.runtime import SERVICE, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,12 @@ def run(own_dir: str, peers_dir: str, workspace: str, ready_fd: int) -> NoReturn
 
 
 def warm() -> None:
-    """Import what the first token will need: for a fork server, whose children then share it.
+    """Import what the first token will need, and read what requests are checked against: for a fork server,
+    whose children then share it.
 
     Not done on import: it is a third of the runtime's memory, and an instance on its own may never need it.
     """
+    validation.learn(SERVICE)
     importlib.import_module("jwt.algorithms")
     importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
@@ -31,6 +31,12 @@ def violations(message: Message) -> Sequence[FieldViolation]:
         if len(found) == VIOLATIONS_MAX:
             break
     return found
+
+
+def learn(service: ServiceDescriptor) -> None:
+    """Read the constraints of a service's requests before the first of them comes."""
+    for method in service.methods:
+        _plan(method.input_type)
 
 
 def _walk(message: Message, path: str) -> Iterator[FieldViolation]:

@@ -233,6 +233,17 @@ class Stepped:
     results: Sequence[StepResult]
     crew_state: CrewState
     last_sequence: int
+    head: CrewHead | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CrewHead:
+    """What a crew's row says of itself after a transaction, and who its members are."""
+
+    reason: str
+    message: str
+    ready_at: datetime | None
+    members: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

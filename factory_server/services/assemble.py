@@ -78,10 +78,12 @@ async def wait_assembled(parts: Parts, reconciler: Reconciler, crew_id: str) -> 
     """The crew once it is no longer being assembled. Refused (ASSEMBLY_FAILED) when it was taken back."""
     with parts.hub.subscribe(crew_id) as rings:
         while True:
+            crew = None
             while reconciler.assembling(crew_id):
                 if not await rings.wait(LOOK_AGAIN_S):
                     break
-            crew = await parts.store.get_crew(crew_id)
+                crew = reconciler.assembled(crew_id)
+            crew = crew or await parts.store.get_crew(crew_id)
             match crew.state:
                 case CrewState.FAILED:
                     member, _, cause = crew.message.partition(": ")

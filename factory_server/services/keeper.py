@@ -82,9 +82,18 @@ class Keeper:
 
     def begin_with(self, crew: model.CrewRow) -> None:
         """Start from rows that were just recorded: there is no work, signal or context of theirs to settle yet."""
+        if self.seen.is_set():
+            self.kick()  # it has begun by itself, and may know newer rows
+            return
         self._given = crew
         self._recorded_now = True
         self._settle_at = time.monotonic() + LOOK_AGAIN_S
+
+    @property
+    def assembling(self) -> bool:
+        """Whether the crew is not READY yet, as far as is known here."""
+        state = self.known.state if self._given is None else self._given.state
+        return state is CrewState.ASSEMBLING
 
     async def bus_seen(self, incarnation: str) -> None:
         """The bus runs as this incarnation: where it is another one, renew what hung on the old."""
@@ -179,7 +188,8 @@ class Keeper:
         for agent in self._hibernation.left_behind(self.known.agents.values()):
             await self._fence(agent)
         await self._way_out.see_to(crew)
-        await self._rewire()
+        if given is None:  # whoever is fresh is wired by its own job, beside the others
+            await self._rewire()
         await self._share_roster(crew)  # who drops a channel by it finds the new socket
         self._mounts.start(group, self.known.agents.values())
         await self._settle_work()

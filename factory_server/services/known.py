@@ -17,6 +17,8 @@ class KnownCrew:
         self.crew: model.CrewRow | None = None
         self.agents: dict[str, model.AgentRow] = {}
         self.state: CrewState | None = None
+        self.ready: model.CrewRow | None = None
+        """The crew by the newest commit of ours, where that left it READY and every member is known."""
         self._state_at = 0
         self._fresh: dict[str, model.AgentRow] = {}
 
@@ -44,6 +46,7 @@ class KnownCrew:
                 self.agents.pop(row.id, None)
             else:
                 self.agents[row.id] = row
+        self.ready = self._ready(stepped)
 
     def agent_of(self, instance: str) -> model.AgentRow | None:
         """Whose present instance this is."""
@@ -55,6 +58,22 @@ class KnownCrew:
     def working(self) -> bool:
         """Whether any agent is on its way to READY."""
         return any(a.state in ON_THE_WAY for a in self.agents.values())
+
+    def _ready(self, stepped: model.Stepped) -> model.CrewRow | None:
+        head = stepped.head
+        if self.crew is None or head is None or stepped.crew_state is not CrewState.READY:
+            return None
+        if head.members != self.agents.keys():
+            return None
+        return with_fields(
+            self.crew,
+            state=stepped.crew_state,
+            last_sequence=stepped.last_sequence,
+            reason=head.reason,
+            message=head.message,
+            ready_at=head.ready_at,
+            agents=[self.agents[agent] for agent in sorted(self.agents)],
+        )
 
     def _know(self, state: CrewState, sequence: int) -> None:
         """The crew's state as of this event; what was read before a commit does not undo it."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from factory_server.core import model
 from factory_server.core.errors import FactoryError
-from factory_server.core.lifecycle import AgentEvent, CrewState
+from factory_server.core.lifecycle import AgentEvent
 from factory_server.core.sandbox import Exit
 from factory_server.services.context import ContextMirror
 from factory_server.services.freezing import Freezing
@@ -71,9 +71,7 @@ class Reconciler:
 
     def adopt(self, crew: model.CrewRow) -> None:
         """A crew that this process holds the lease of; begin at once with these rows."""
-        keeper = self._keep(crew.id)
-        keeper.begin_with(crew)
-        keeper.kick()
+        self._keep(crew.id).begin_with(crew)
         self._parts.hub.ring(POOL)
         self._parts.hub.ring(NETWORKS)
 
@@ -92,7 +90,12 @@ class Reconciler:
     def assembling(self, crew: str) -> bool:
         """Whether the crew is kept here and not READY yet, as far as its keeper has seen."""
         keeper = self._keepers.get(crew)
-        return keeper is not None and keeper.known.state is CrewState.ASSEMBLING
+        return keeper is not None and keeper.assembling
+
+    def assembled(self, crew: str) -> model.CrewRow | None:
+        """The crew as it was committed READY here just now; None where the store has to be asked."""
+        keeper = self._keepers.get(crew)
+        return None if keeper is None else keeper.known.ready
 
     def keeper(self, crew: str) -> Keeper | None:
         """Who keeps the crew here."""

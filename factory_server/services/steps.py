@@ -67,12 +67,13 @@ class StepBatcher:
             raise
         narrate(self._parts, stepped)
         self._committed(stepped)
-        self._parts.hub.ring(self._crew)  # who was rung by the commit itself may have looked too early
         results = iter(stepped.results)
         for steps, done in batch:
             mine = [next(results) for _ in steps]
             if not done.done():
                 done.set_result(mine)
+        # Who was rung by the commit itself may have looked too early; those who stepped go on first.
+        self._parts.hub.ring(self._crew)
 
     def _not_kept(self) -> Unavailable:
         return Unavailable(f"crew '{self._crew}' is no longer kept here")

@@ -39,10 +39,11 @@ class Crews(Part):
         """Record a crew, its agents and as many warm claims as there are."""
 
         async def body(transaction: Transaction) -> Assembled:
+            clock = await transaction.send("database_now")  # answered together with the next one
             earlier = await claim_request(transaction, request, plan.id)
             if earlier is not None:
                 return Assembled(await read_crew(transaction, earlier), replayed=True)
-            now = (await transaction.one("database_now"))["now"]
+            now = (await clock.fetchall())[0]["now"]
             await _insert_crew(transaction, plan, now, owner, lease_s)
             if plan.network is not None:
                 await networks.take(transaction, plan.id, plan.network)

@@ -21,7 +21,7 @@ from psycopg.rows import DictRow
 
 from factory_server.core.errors import NotFound, Stale
 from factory_server.core.lifecycle import AgentState, CrewState, crew_state
-from factory_server.core.model import AgentRow, InstanceRow, SandboxFact, Step
+from factory_server.core.model import AgentRow, CrewHead, InstanceRow, SandboxFact, Step
 from factory_server.store import encode, moves
 from factory_server.store.moves import Fence, Move, Plan
 from factory_server.store.pool import Transaction
@@ -70,6 +70,10 @@ class LockedCrew:
     def live(self) -> bool:
         """Whether it may still get members, signals and tasks."""
         return not self.wish_gone
+
+    def head(self) -> CrewHead:
+        """The crew as it will be committed."""
+        return CrewHead(self.reason, self.message, self.ready_at, frozenset(self.states))
 
     async def take(self, steps: Sequence[Step]) -> list[AgentRow | None]:
         """Carry out steps on agents that were loaded; the row after each, None for one that lost."""

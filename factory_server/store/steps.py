@@ -27,7 +27,7 @@ class Steps(Part):
             rows = await locked.take(steps)
             await locked.finish()
             results = [StepResult(step, row) for step, row in zip(steps, rows, strict=True)]
-            return Stepped(results, locked.state, locked.last_sequence)
+            return Stepped(results, locked.state, locked.last_sequence, locked.head())
 
         return await self._db.run(body)
 
