@@ -90,6 +90,40 @@ async def talk(client: Any, waiting: Any) -> dict[str, Any]:
     return seen
 
 
+async def refused(waiting: Any, streaming: Any, ended: str, begun: str) -> dict[str, str]:
+    """What an agent does not do, as the client's exceptions."""
+    unwelcome = message("m-6", pb.Part(text="x"))
+    unwelcome.configuration.accepted_output_modes.append("image/png")
+    config = pb.TaskPushNotificationConfig(task_id=begun, url="https://example.com/")
+    return {
+        "push": await refusal(waiting.create_task_push_notification_config(config)),
+        "unknown": await refusal(waiting.get_task(pb.GetTaskRequest(id="t-none"))),
+        "ended": await refusal(waiting.cancel_task(pb.CancelTaskRequest(id=ended))),
+        "subscribe": await refusal(first(streaming.subscribe(pb.SubscribeToTaskRequest(id=ended)))),
+        "raw": await refusal(first(waiting.send_message(message("m-4", pb.Part(raw=b"x"))))),
+        "continued": await refusal(
+            first(waiting.send_message(message("m-5", pb.Part(text="x"), task_id=ended)))
+        ),
+        "modes": await refusal(first(waiting.send_message(unwelcome))),
+        "config": await refusal(
+            waiting.get_task_push_notification_config(
+                pb.GetTaskPushNotificationConfigRequest(task_id=begun, id="c")
+            )
+        ),
+    }
+
+
+async def wrong(waiting: Any, ended: str, token: str) -> list[list[str]]:
+    """The fields of bad requests, as the client is told."""
+    return [
+        await wrong_fields(first(waiting.send_message(message("", pb.Part())))),
+        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_size=101, history_length=-1))),
+        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_token="x"))),
+        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_token=token, context_id="talk-1"))),
+        await wrong_fields(waiting.get_task(pb.GetTaskRequest(id=ended, history_length=-1))),
+    ]
+
+
 async def first(responses: Any) -> Any:
     async for response in responses:
         return response
@@ -146,34 +180,8 @@ async def main() -> dict[str, Any]:
     seen["talk"] = await talk(talker, asker)
     extended = await waiting.get_extended_agent_card(pb.GetExtendedAgentCardRequest())
     seen["extended"] = extended.name
-    unwelcome = message("m-6", pb.Part(text="x"))
-    unwelcome.configuration.accepted_output_modes.append("image/png")
-    config = pb.TaskPushNotificationConfig(task_id=begun.id, url="https://example.com/")
-    seen["refused"] = {
-        "push": await refusal(waiting.create_task_push_notification_config(config)),
-        "unknown": await refusal(waiting.get_task(pb.GetTaskRequest(id="t-none"))),
-        "ended": await refusal(waiting.cancel_task(pb.CancelTaskRequest(id=answer.task.id))),
-        "subscribe": await refusal(first(streaming.subscribe(pb.SubscribeToTaskRequest(id=answer.task.id)))),
-        "raw": await refusal(first(waiting.send_message(message("m-4", pb.Part(raw=b"x"))))),
-        "continued": await refusal(
-            first(waiting.send_message(message("m-5", pb.Part(text="x"), task_id=answer.task.id)))
-        ),
-        "modes": await refusal(first(waiting.send_message(unwelcome))),
-        "config": await refusal(
-            waiting.get_task_push_notification_config(
-                pb.GetTaskPushNotificationConfigRequest(task_id=begun.id, id="c")
-            )
-        ),
-    }
-    seen["wrong"] = [
-        await wrong_fields(first(waiting.send_message(message("", pb.Part())))),
-        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_size=101, history_length=-1))),
-        await wrong_fields(waiting.list_tasks(pb.ListTasksRequest(page_token="x"))),
-        await wrong_fields(
-            waiting.list_tasks(pb.ListTasksRequest(page_token=listed.next_page_token, context_id="talk-1"))
-        ),
-        await wrong_fields(waiting.get_task(pb.GetTaskRequest(id=answer.task.id, history_length=-1))),
-    ]
+    seen["refused"] = await refused(waiting, streaming, answer.task.id, begun.id)
+    seen["wrong"] = await wrong(waiting, answer.task.id, listed.next_page_token)
     for client in (streaming, waiting, slow, watching, talker, asker):
         await client.close()
     return seen
