@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Final
 
 from aiohttp import web
 
 from factory_server.api.http.mcp_asked import Asked
 from factory_server.api.http.relay import EVENTS
+from factory_server.core.errors import Exhausted
 from factory_server.services.tools import ToolRegistry
 from factory_server.services.watch import STREAM_AGE_MAX_S
 from wire.mcp import forms, messages
@@ -18,6 +20,8 @@ from wire.mcp.revisions import LISTENABLE, RESOURCES_CHANGED, TOOLS_CHANGED
 from wire.policy import Caller
 
 KEEP_ALIVE_S: Final = 15.0
+OF_CALLER_MAX: Final = 256
+"""Streams: each holds a connection, of which the listener has 1000 for all."""
 COMMENT: Final = b":\n\n"
 OFFERED: Final = ("toolsListChanged", "resourcesListChanged")
 """Resources are the files of skills."""
@@ -32,6 +36,7 @@ class Streams:
     def __init__(self, registry: ToolRegistry, draining: asyncio.Event) -> None:
         self._registry = registry
         self._draining = draining
+        self._open: Counter[str] = Counter()
 
     async def listen(self, asked: Asked) -> web.StreamResponse:
         """First what will come, then what comes."""
@@ -51,7 +56,25 @@ class Streams:
     async def _stream(
         self, request: web.Request, crew: str, caller: Caller, first: bytes, frames: Frames
     ) -> web.StreamResponse:
-        """Tell of each change of what the caller may see; many at once are told once."""
+        """Tell of each change of what the caller may see; many at once are told once. Exhausted."""
+        with self._counted(caller):
+            return await self._told(request, crew, caller, first, frames)
+
+    @contextmanager
+    def _counted(self, caller: Caller) -> Iterator[None]:
+        if self._open[caller.spiffe] >= OF_CALLER_MAX:
+            message = f"a caller cannot open more than {OF_CALLER_MAX} streams"
+            raise Exhausted(message, quota="streams of a caller")
+        self._open[caller.spiffe] += 1
+        try:
+            yield
+        finally:
+            self._open[caller.spiffe] -= 1
+            self._open += Counter()  # nothing is kept of who has none
+
+    async def _told(
+        self, request: web.Request, crew: str, caller: Caller, first: bytes, frames: Frames
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": EVENTS, "X-Accel-Buffering": "no"})
         watching = self._registry.watch(
             crew,

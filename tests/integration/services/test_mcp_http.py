@@ -17,6 +17,7 @@ from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
 from test_tool_registry import BUSY_MACHINE, VISIBLE_MAX_S, all_listed, asleep
 
+from factory_server.api.http import mcp_listen
 from factory_server.core.lifecycle import AgentState
 from factory_server.identity.agents import AgentIdentities
 from wire.identity import Identity
@@ -373,6 +374,32 @@ async def test_many_calls_leave_no_connections(plant: Plant, admin: Caller, endp
     assert resting <= 8
     assert len(of(endpoints, "w").seen) == CALLS
     assert len(of(endpoints, "w").connections) <= 8
+
+
+async def test_nobody_takes_all_the_streams(plant: Plant, face: Face, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mcp_listen, "OF_CALLER_MAX", 1)
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    path = f"/crews/{crew.id}/mcp"
+    greedy, other = face.operator(), face.caller(mate(plant, crew.agents[0]))
+    wanted = {"notifications": {"toolsListChanged": True}}
+    async with listening(greedy, path):
+        refused = await greedy.modern(path, "subscriptions/listen", wanted)
+        assert (refused.status, refused.json()["error"]["code"]) == (429, 8)
+        async with listening(other, path) as answer:
+            assert answer.status == 200
+
+    async def room() -> bool:
+        async with listening(greedy, path) as answer:
+            return bool(answer.status == 200)
+
+    await until(room, what="a stream that ended leaves room")
+
+
+def listening(caller: Caller, path: str) -> Any:
+    """The GET stream."""
+    headers = {"accept": "text/event-stream", "authorization": f"Bearer {caller.identity.token}"}
+    return caller.session.get(caller.url + path, headers=headers, ssl=tls(caller.identity))
 
 
 async def test_a_caller_that_calls_too_often_is_told_when_to_come_back(plant: Plant, face: Face):
