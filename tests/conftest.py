@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import settings
 from support import postgres
 from support.engines import plain_engine, remapped_engine
 
 __all__ = ["plain_engine", "postgres_server", "postgres_url", "remapped_engine"]
+
+settings.register_profile("unhurried", deadline=None)  # how fast this machine is just now proves nothing
+settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out among workers, as `make test` asks for."""
+    from support.sharing import Sharing
+
+    config.option.loadscopereorder = False
+    return Sharing(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -426,7 +426,7 @@ async def test_a_verified_token_costs_next_to_nothing_the_second_time(world: Any
     verifier = TokenVerifier(world.mint.jwks)
     bound = thumbprint(operator.certificate_pem)
     verifier.verify(operator.token, thumbprint=bound)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(1000):
         verifier.verify(operator.token, thumbprint=bound)
-    assert time.perf_counter() - started < 0.05
+    assert time.process_time() - started < 0.05
