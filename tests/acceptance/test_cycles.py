@@ -1,7 +1,8 @@
-"""200 crews, one after another: nothing leaks, and memory and descriptors stay flat."""
+"""Many crews, one after another: nothing leaks, and memory and descriptors stay flat."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from factory_cli import leaks
 
 pytestmark = pytest.mark.timeout(420)
 
-CYCLES = 200
+CYCLES = int(os.environ.get("HYPERFACTORY_CYCLES", "100"))
+"""Of crews; `make chaos` has the issue's own 200."""
 SETTLED_AFTER = 60
 """Caches are bounded and filled by then; from here on memory must not grow."""
 GROWTH_MAX = 1.10
@@ -39,7 +41,7 @@ def footprint(running: Running) -> dict[str, tuple[int, int]]:
     return {name: (resident(pid), descriptors(pid)) for name, pid in pids.items()}
 
 
-async def test_two_hundred_crews_come_and_go_without_a_trace(running):
+async def test_crews_come_and_go_without_a_trace(running):
     async with connected(running) as client:
         for cycle in range(CYCLES):
             crew = await client.assemble(name=f"cycle-{cycle}")

@@ -7,6 +7,7 @@ checks is expected, in `conformance.json`; what does not apply is listed there w
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -71,14 +72,16 @@ async def install() -> Path:
     """The suite's program, installed once for this checkout as its lock file says."""
     lock = PACKAGE / "package-lock.json"
     known = INSTALLED / "installed.json"
-    if not known.exists() or known.read_bytes() != lock.read_bytes():
-        INSTALLED.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(PACKAGE / name, INSTALLED / name)
-        options = ("ci", "--no-audit", "--no-fund", "--silent")
-        code, said = await _run(_program("npm"), *options, cwd=INSTALLED, within_s=INSTALL_WITHIN_S)
-        assert code == 0, said
-        shutil.copy(lock, known)
+    INSTALLED.mkdir(parents=True, exist_ok=True)
+    with (INSTALLED / "lock").open("w") as alone:
+        await asyncio.to_thread(fcntl.flock, alone, fcntl.LOCK_EX)  # several workers may need it at once
+        if not known.exists() or known.read_bytes() != lock.read_bytes():
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(PACKAGE / name, INSTALLED / name)
+            options = ("ci", "--no-audit", "--no-fund", "--silent")
+            code, said = await _run(_program("npm"), *options, cwd=INSTALLED, within_s=INSTALL_WITHIN_S)
+            assert code == 0, said
+            shutil.copy(lock, known)
     return INSTALLED / SUITE
 
 
