@@ -142,6 +142,7 @@ class CrewEndpoint:
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """The client ends its session."""
+        check_front(request)
         session = self._session(request, current_caller())
         if session is None:
             raise web.HTTPMethodNotAllowed("DELETE", ["POST", "GET"])

@@ -36,6 +36,8 @@ class Mcp:
         self.seen: list[tuple[dict[str, str], bytes]] = []
         self.connections: set[int] = set()
         self.cancelled = 0
+        self.breaks: asyncio.Event | None = None
+        """Streams break off as soon as it is set."""
         agent.app.router.add_route("*", "/mcp", self.serve)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -61,6 +63,11 @@ class Mcp:
     async def _stream(self, request: web.Request, result: Any) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if self.breaks is not None:
+            await response.write(b": begun\n\n")
+            await self.breaks.wait()
+            assert request.transport is not None
+            request.transport.close()
         for number in range(3):
             progress = {"method": "notifications/progress", "params": {"progress": number}}
             await response.write(b"data: " + json.dumps(progress).encode() + b"\n\n")
@@ -181,6 +188,24 @@ async def test_who_goes_away_is_not_worked_for(
         await until(lambda: of(endpoints, "w").cancelled, what="the agent's call has ended")
         of(endpoints, "w").cancelled = 0
     assert plant.factory.upstreams.counts()[0] == 0
+
+
+async def test_an_answer_that_breaks_off_does_not_look_whole(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp]
+):
+    crew = await assembled(plant)
+    await all_listed(plant, crew.id, 4)
+    for path, name in (
+        (f"/agents/{crew.agents[0].id}/mcp", "stream"),
+        (f"/crews/{crew.id}/mcp", "w__stream"),
+    ):
+        breaks = of(endpoints, "w").breaks = asyncio.Event()
+        async with admin.post(path, call(name)) as answer:
+            assert answer.status == 200
+            assert await answer.content.readuntil(b"\n\n") == b": begun\n\n"
+            breaks.set()
+            with pytest.raises(ClientError):
+                await answer.read()
 
 
 async def test_nobody_is_found_where_nobody_is(plant: Plant, admin: Caller):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientError, web
 from support.asking import assembled, disbanded, stopped
 from support.http_face import Answer, Caller, Face, open_face
 from support.site import Plant, Site, open_site, until
@@ -83,7 +83,11 @@ class Asker:
         await response.prepare(request)
         question = {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {}}
         await response.write(b"data: " + json.dumps(question).encode() + b"\n\n")
-        result["answer"] = await self.sessions[session]
+        try:
+            result["answer"] = await asyncio.shield(self.sessions[session])
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         self.sessions[session] = asyncio.get_running_loop().create_future()
         said = {"jsonrpc": "2.0", "id": found["id"], "result": result}
         await response.write(b"data: " + json.dumps(said).encode() + b"\n\n")
@@ -183,6 +187,14 @@ async def test_questions_with_one_id_find_their_agents(plant: Plant, face: Face,
             assert result == {"agent": agent, "session": "s1", "answer": {"said": f"to {agent}"}}
         assert await client.tell({**answer, "id": first}) == 202  # nobody waits for it any more
     assert (await face.operator().ask(client.path, {**answer, "id": first})).status == 400
+    async with client.asked("w-1__ask", 3) as (stream, open_one):
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 3}}
+        assert await client.tell(cancel) == 202
+        with pytest.raises((ClientError, asyncio.IncompleteReadError)):
+            await stream.readuntil(b"\n\n")
+        await until(lambda: at(made, "w-1").cancelled, what="the agent waits no longer")
+        assert await client.tell({**answer, "id": open_one}) == 202
+    assert [said for _, said in at(made, "w-1").seen if "result" in said][1:] == []
     for agent in ("w-1", "w-2"):
         [said] = at(made, agent).begun
         assert said == {"protocolVersion": "2025-06-18", "capabilities": CAPABILITIES, "clientInfo": INFO}
