@@ -12,39 +12,35 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stack_process import ROOT, processes_of, shell
+from stack_process import ROOT, Shell, processes_of, shell
 
 from factory_cli.failures import Exit
 
-DEMO_WITHIN_S = 30.0
+DEMO_WITHIN_S = 60.0
+"""Half a minute is what we promise on a machine that does nothing else; tests run two at a time."""
 
 
 @pytest.mark.timeout(240)
-async def test_the_demo_plays_to_its_end_and_leaves_nothing(tmp_path):
+async def test_an_interrupted_demo_leaves_no_process_and_the_next_one_plays_to_its_end(tmp_path):
     home = tmp_path / "h"
     run = shell(home, tmp_path / "bin")
-    prepared = await run("hyperfactory demo")  # makes the database, as setup would
-    assert prepared.code == 0, prepared.out + prepared.err
-    assert "nothing is left behind" in prepared.out
-    assert "READY again: same id" in prepared.out
+    await interrupt(tmp_path / "bin" / "hyperfactory", run)
     assert processes_of(home) == []
 
-    ended = await run("hyperfactory demo --json")
+    ended = await run("hyperfactory --json demo")
     assert ended.code == 0, ended.out + ended.err
     report = json.loads(ended.out)
-    took_s = sum(step["milliseconds"] for step in report["steps"]) / 1000
     assert report["leaks"] == 0
     assert report["mission"]["approved"] is True
-    assert took_s < DEMO_WITHIN_S
+    assert "heal coder-1 after SIGKILL" in [step["step"] for step in report["steps"]]
+    assert sum(step["milliseconds"] for step in report["steps"]) / 1000 < DEMO_WITHIN_S
     assert processes_of(home) == []
 
 
-@pytest.mark.timeout(120)
-async def test_an_interrupted_demo_leaves_no_process(tmp_path):
-    home = tmp_path / "h"
-    run = shell(home, tmp_path / "bin")
+async def interrupt(command: Path, run: Shell) -> None:
+    """Press Ctrl-C in the middle of a demo, whose crew is there by then."""
     process = await asyncio.create_subprocess_exec(
-        *(str(tmp_path / "bin" / "hyperfactory"), "demo"),
+        *(str(command), "demo"),
         env=run.environment,
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
@@ -56,7 +52,6 @@ async def test_an_interrupted_demo_leaves_no_process(tmp_path):
     _, err = await process.communicate()
     assert process.returncode == Exit.INTERRUPTED
     assert b"Traceback" not in err
-    assert processes_of(home) == []
 
 
 @pytest.mark.timeout(120)
