@@ -16,7 +16,7 @@ from support.http_face import Answer, Caller, Face, open_face
 from support.site import Plant, Site, open_site, until
 from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
-from test_tool_registry import all_listed
+from test_tool_registry import all_listed, asleep
 
 from factory_server.api.http import mcp_sessions
 from wire.mcp.revisions import SESSION_HEADER
@@ -44,6 +44,9 @@ class Asker:
         session = request.headers.get(SESSION_HEADER, "")
         body = await request.read()
         found = json.loads(body) if body else {}
+        if self.agent.refuses():
+            error = {"code": 14, "message": "asleep", "data": {"reason": "DRAINING"}}
+            return web.json_response({"jsonrpc": "2.0", "id": 1, "error": error}, status=503)
         self.seen.append((session, found))
         if found.get("method") == "initialize":
             return self._begin(found)
@@ -219,6 +222,9 @@ async def test_a_session_at_an_agent_is_begun_once_and_anew_where_the_agent_forg
     dumb = await begun(face.operator(), crew.id, {})
     assert (await dumb.call("w__look")).json()["result"]["session"] == ""
     assert len(agent.begun) == 2
+    await asleep(plant, crew.agents[0].id)
+    assert (await client.call("w__look")).json()["result"]["session"] == "s1"  # the first of another instance
+    assert len(made) == 2
     assert face.crews.counts() == (2, 1)
 
 
