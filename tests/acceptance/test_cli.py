@@ -42,8 +42,9 @@ async def lines(run: Shell, line: str):
     return [json.loads(text) for text in ended.out.splitlines()]
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def crew(run) -> AsyncIterator[str]:
+    """One for all: a command takes most of a second, and no test spoils the crew for those after it."""
     crew_id = (await document(run, f"crew assemble {HELLO}"))["crew"]["id"]
     yield crew_id
     await document(run, f"crew disband {crew_id}")
@@ -58,17 +59,6 @@ async def test_a_crew_assembles_and_every_member_is_listed(run, crew):
     assert names == ["coder-1", "coder-2", "planner", "reviewer"]
     listed = await document(run, f"agent list --crew {crew}")
     assert sorted(agent["name"] for agent in listed["agents"]) == names
-
-
-async def test_a_crew_is_scaled_by_another_manifest(run, crew, tmp_path):
-    wish = json.loads(Path(HELLO).read_text())
-    next(member for member in wish["members"] if member["name"] == "coder")["replicas"] = 3
-    larger = tmp_path / "larger.json"
-    larger.write_text(json.dumps(wish))
-    ended = await run(f"hyperfactory crew update {crew} {larger} --validate-only")
-    assert (ended.code, ended.out) == (0, "would be added: coder-3\nwould be removed: nobody\n")
-    grown = await document(run, f"crew update {crew} {larger}")
-    assert (grown["added"], len(grown["crew"]["agents"])) == (["coder-3"], 5)
 
 
 async def test_a_signal_reaches_everybody_once(run, crew):
@@ -130,3 +120,15 @@ async def test_a_skill_pack_is_published_mounted_called_and_taken_away(run, crew
     refused = await run(f"hyperfactory --json skill publish {hostile}")
     assert refused.code != 0
     assert "SKILL_REFUSED" in refused.out + refused.err
+
+
+async def test_a_crew_is_scaled_by_another_manifest(run, crew, tmp_path):
+    """The last, as others count the members."""
+    wish = json.loads(Path(HELLO).read_text())
+    next(member for member in wish["members"] if member["name"] == "coder")["replicas"] = 3
+    larger = tmp_path / "larger.json"
+    larger.write_text(json.dumps(wish))
+    ended = await run(f"hyperfactory crew update {crew} {larger} --validate-only")
+    assert (ended.code, ended.out) == (0, "would be added: coder-3\nwould be removed: nobody\n")
+    grown = await document(run, f"crew update {crew} {larger}")
+    assert (grown["added"], len(grown["crew"]["agents"])) == (["coder-3"], 5)
