@@ -177,7 +177,12 @@ class Endpoint:
     def _remember(session: Session, identifier: Id, working: asyncio.Task[Said]) -> None:
         """So that the client can cancel it."""
         session.running[identifier] = working
-        working.add_done_callback(lambda _: session.running.pop(identifier, None))
+
+        def forget(done: asyncio.Task[Said]) -> None:
+            if session.running.get(identifier) is done:  # a client may have used the id again
+                del session.running[identifier]
+
+        working.add_done_callback(forget)
 
     def _told(self, http: Request, message: Message) -> Response:
         """A notification, or an answer; neither is answered."""

@@ -44,15 +44,17 @@ def shape(tool: Tool) -> Json:
 async def call_tool(asked: Asked) -> Json:
     """Call a tool; where it asks its caller, the way of the revision is gone."""
     name, arguments = asked.text("name"), asked.object("arguments")
+    tool = asked.agent.require_tool(name, asked.caller.scopes)
     if asked.client.stateless:
-        tool = asked.agent.require_tool(name, asked.caller.scopes)
         check_params(asked.headers, tool.input_schema, arguments)
 
     async def once(answered: Round) -> Outcome:
         return await _call(asked.agent, asked, name, answered)
 
     outcome = await until_complete(asked, once, round_of(asked, name), name)
-    return outcome if isinstance(outcome, dict) else forms.complete(_called(outcome), asked.client.revision)
+    if isinstance(outcome, dict):
+        return outcome
+    return forms.complete(_called(outcome, tool), asked.client.revision)
 
 
 async def _call(agent: AssumedAgent, asked: Asked, name: str, answered: Round) -> Outcome:
@@ -78,8 +80,10 @@ async def _call(agent: AssumedAgent, asked: Asked, name: str, answered: Round) -
     return outcome
 
 
-def _called(outcome: Outcome) -> Json:
-    structured = outcome.structured or None
+def _called(outcome: Outcome, tool: Tool) -> Json:
+    # Who promised a structured result gives one, though there be nothing in it.
+    promised = tool.output_schema is not None and not outcome.is_error
+    structured = outcome.structured if outcome.structured or promised else None
     content = list(outcome.content)
     if not content:
         said = outcome.text or ("" if structured is None else json.dumps(structured, default=repr))

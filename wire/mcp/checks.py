@@ -31,6 +31,7 @@ Headers = Mapping[str, str]
 
 _ENCODED: Final = re.compile(r"=\?base64\?([A-Za-z0-9+/]*={0,2})\?=")
 _PLAIN: Final = re.compile(r"[\x20-\x7e\t]*")
+_NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?")
 _SAFE_INTEGER: Final = 2**53 - 1
 
 
@@ -149,10 +150,9 @@ def _same(header: str, value: Any) -> bool:
         case bool():
             return header == ("true" if value else "false")
         case int() | float():
-            try:
-                return abs(number := float(header)) <= _SAFE_INTEGER and number == value
-            except ValueError:
+            if not _NUMBER.fullmatch(header):
                 return False
+            return abs(number := float(header)) <= _SAFE_INTEGER and number == value
         case _:
             return bool(header == value)
 

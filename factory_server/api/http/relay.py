@@ -27,6 +27,8 @@ DEAF_MAX_S: Final = 2.0
 """An agent that serves but has nobody at its HTTP socket is given so long: its row may be older than its end."""
 AGAIN_S: Final = 0.05
 CALL_MAX_S: Final = 3600.0
+WRITE_MAX_S: Final = 60.0
+"""A client that reads nothing for so long is gone, though its connection is there: it holds one of the agent's."""
 EVENTS: Final = "text/event-stream"
 HOSTS_MAX: Final = 256
 """Hosts and origins whose reading is remembered."""
@@ -218,10 +220,18 @@ async def relayed(
         await response.prepare(request)
         while data := await answer.read():
             if data := data if change is None else change(data):
-                await response.write(data)
+                await _write(response, data)
         if change is not None and (rest := change(b"")):
-            await response.write(rest)
+            await _write(response, rest)
         await response.write_eof()
         return response
     finally:
         answer.close()
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(WRITE_MAX_S):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None

@@ -72,6 +72,19 @@ async def test_an_answer_that_is_no_json_is_an_error_that_a_model_can_read(
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_who_promised_a_structured_result_gives_one_though_it_be_empty(world: World) -> None:
+    agent, http = await http_of(world)
+
+    async def nothing(_call: Call) -> Outcome:
+        return Outcome("nothing there")
+
+    promised = Tool("promised", "", ANYTHING, nothing, output_schema=ANYTHING)
+    agent.runtime.agent().parts.registry.replace("odd", [promised, Tool("free", "", ANYTHING, nothing)])
+    mcp = Mcp(http.path)
+    assert (await mcp.call("promised"))["structuredContent"] == {}
+    assert "structuredContent" not in await mcp.call("free")
+
+
 async def test_the_name_that_comes_twice_in_a_body_is_the_one_that_is_judged(world: World) -> None:
     _, http = await http_of(world)
     mcp = Mcp(http.path, {**CODER, "x-hyperfactory-scopes": "reviewer"})

@@ -17,7 +17,7 @@ from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
 from test_tool_registry import BUSY_MACHINE, VISIBLE_MAX_S, all_listed, asleep
 
-from factory_server.api.http import mcp_listen
+from factory_server.api.http import mcp_listen, relay
 from factory_server.core.lifecycle import AgentState
 from factory_server.identity.agents import AgentIdentities
 from wire.identity import Identity
@@ -53,12 +53,24 @@ class Mcp:
         result = {"jsonrpc": "2.0", "id": found.get("id"), "result": {"agent": self.agent.name, "tool": name}}
         if name == "stream":
             return await self._stream(request, result)
+        if name == "pour":
+            return await self._pour(request)
         if name == "hang":
             try:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled += 1
         return web.json_response(result, headers={"x-agent": "yes"})
+
+    async def _pour(self, request: web.Request) -> web.StreamResponse:
+        """Never ends by itself."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b": " + b"x" * 65536 + b"\n\n")
+        finally:
+            self.cancelled += 1
 
     async def _stream(self, request: web.Request, result: Any) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -206,6 +218,16 @@ async def test_an_answer_that_breaks_off_does_not_look_whole(
             breaks.set()
             with pytest.raises(ClientError):
                 await answer.read()
+
+
+async def test_who_does_not_read_is_gone(
+    plant: Plant, admin: Caller, endpoints: dict[str, Mcp], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(relay, "WRITE_MAX_S", 0.3)
+    crew = await assembled(plant)
+    async with admin.post(f"/agents/{crew.agents[0].id}/mcp", call("pour")) as answer:
+        assert answer.status == 200
+        await until(lambda: of(endpoints, "w").cancelled, what="the agent works no more")
 
 
 async def test_nobody_is_found_where_nobody_is(plant: Plant, admin: Caller):

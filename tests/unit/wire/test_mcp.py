@@ -172,6 +172,14 @@ def test_what_other_readers_would_not_read_alike_is_no_json(value: bytes) -> Non
     assert refused.value.code == PARSE_ERROR
 
 
+@pytest.mark.parametrize("header", ["1_0", " 10", "0x0a", "1e1_", "\u0661\u0660", "inf", "nan"])
+def test_a_mirrored_number_has_one_spelling_family(header: str) -> None:
+    schema = {"properties": {"n": {"type": "integer", "x-mcp-header": "N"}}}
+    checks.check_params({"mcp-param-n": "10"}, schema, {"n": 10})
+    with pytest.raises(McpError):
+        checks.check_params({"mcp-param-n": header}, schema, {"n": 10})
+
+
 def test_pairs_of_halves_are_characters() -> None:
     assert messages.load(b'["\\ud83d\\ude00", 1e308]') == ["\U0001f600", 1e308]
 
