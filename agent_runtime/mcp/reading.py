@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from agent_runtime.assumed import AssumedAgent
 from agent_runtime.limits import TOOL_DEFAULT_S
 from agent_runtime.mcp.limits import ASK_MAX_S, URI_MAX_CHARS
 from agent_runtime.offers import Prompt, Resource
-from agent_runtime.tools.registry import CODER, WRITERS, may_write
+from agent_runtime.tools.registry import CODER, WRITERS
 from wire.errors import DeadlineExceeded, Denied
 from wire.mcp.errors import INVALID_PARAMS, McpError
 
 LOCAL: Final = ("", "localhost")
+# Some parsers leave these out: `fi\tle:///etc/passwd` is a file to them.
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
+# Where a path ends at one of these, and what one means, differs from server to server.
+_UNCLEAR: Final = re.compile(r"[%?#\\]")
+_INNER_FILE: Final = re.compile(r"(?<![a-z0-9+.-])file:")
 DECODED_MAX: Final = 4  # times that a path may be encoded on top of itself
 
 Found = TypeVar("Found")
@@ -37,8 +43,7 @@ class Reader(NamedTuple):
 
     @property
     def writer(self) -> bool:
-        """Both must reach: the caller's scope, and the one of the agent's own identity."""
-        return may_write(self.scopes) and may_write({self.agent.facts.scope})
+        return self.agent.parts.reach(self.scopes)["writer"]
 
     def resources(self) -> list[Resource]:
         """What it sees in lists."""
@@ -88,19 +93,18 @@ class Reader(NamedTuple):
 
 
 def _path(uri: str) -> str | None:
-    """The path of a `file:` URI, as whoever decodes most would read it; None for another URI."""
-    if not uri.strip().lower().startswith("file:"):
-        return None
-    try:
-        parts = urlsplit(uri.strip())
-    except ValueError:
-        return "/"  # nobody knows what is meant
-    path = f"{parts.path}" if parts.netloc.lower() in LOCAL else "/"
+    """The path of a `file:` URI, as whoever decodes most would read it; None for another URI. What could lead some
+    server to a file by another way is said to be the root's."""
+    plain = uri
     for _ in range(DECODED_MAX):
-        path = unquote(path)
-    if "%" in path or "\0" in path or "\\" in path:
+        plain = unquote(plain)
+    lower = plain.strip().lower()
+    if _CONTROLS.search(plain) or ".." in plain.split("/"):
         return "/"
-    return os.path.normpath(path)
+    if not lower.startswith("file:"):
+        return "/" if _INNER_FILE.search(lower) else None
+    host, _, path = plain.strip()[len("file:") :].removeprefix("//").partition("/")
+    return "/" if _UNCLEAR.search(path) or host.lower() not in LOCAL else os.path.normpath(f"/{path}")
 
 
 def _beyond(kind: str, name: str) -> Denied:

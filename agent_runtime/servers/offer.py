@@ -46,7 +46,7 @@ def tools_of(
             unfit.append(own)
         else:
             offered[tool.name] = tool
-    known = {item.get("name") for item in listed}
+    known = {name for item in listed if isinstance(name := item.get("name"), str)}
     return list(offered.values()), _remark(unfit, sorted(spec.allowed - known))
 
 

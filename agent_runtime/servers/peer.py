@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +13,7 @@ from agent_runtime.owner import TaskOwner
 from agent_runtime.servers.condition import Down
 from agent_runtime.servers.limits import QUESTIONS_MAX
 from wire.mcp import messages
-from wire.mcp.errors import INTERNAL_ERROR, INVALID_REQUEST, McpError
+from wire.mcp.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, McpError
 from wire.mcp.messages import Id
 from wire.mcp.revisions import CANCELLED, META_PROGRESS_TOKEN, PROGRESS
 
@@ -120,9 +119,13 @@ class Peer:
             self._on_garbage(line)  # told apart at a glance: a flood of such lines costs little
             return
         try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            self._on_garbage(line)
+            message = messages.load(line)
+        except McpError as error:
+            exchange = self._flying.get(_number(messages.id_in(line)))
+            if exchange is None:
+                self._on_garbage(line)
+            else:
+                exchange.settle(None, Answered(PARSE_ERROR, f"the server's answer cannot be read: {error}"))
             return
         for item in message if isinstance(message, list) else [message]:
             if isinstance(item, dict):

@@ -23,6 +23,7 @@ from agent_runtime.servers.spec import ServerSpec
 from agent_runtime.servers.stdio import Stdio
 from agent_runtime.servers.words import Words
 from agent_runtime.tools.registry import Tool
+from wire.mcp.errors import METHOD_NOT_FOUND
 from wire.mcp.revisions import (
     ACKNOWLEDGED,
     LOGGED,
@@ -32,6 +33,7 @@ from wire.mcp.revisions import (
     TOOLS_CHANGED,
 )
 
+LIST_MAX_S: Final = 15.0
 SUBSCRIPTIONS: Final = "subscriptions"
 ALL: Final = frozenset({TOOLS, RESOURCES, PROMPTS})
 _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
@@ -153,11 +155,15 @@ class Run:
     async def _listed(self, kind: str) -> tuple[list[dict[str, Any]], str]:
         """A list that a server can do without; where it is endless, what fits."""
         try:
-            return await self._there().list(kind), ""
+            async with asyncio.timeout(LIST_MAX_S):
+                return await self._there().list(kind), ""
         except Endless as endless:
             return endless.found, endless.message
         except Answered as refusal:
-            return [], f"it lists no {kind}: {refusal.message}"
+            said = "" if refusal.code == METHOD_NOT_FOUND else f"it lists no {kind}: {refusal.message}"
+            return [], said
+        except TimeoutError:  # many an older server falls silent at a method that it does not know
+            return [], f"it lists no {kind}"
 
     def _listen(self) -> None:
         """A stateless server tells of changes as long as it is asked to."""

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
-LIST_MAX_S: Final = 30.0
+LOOK_MAX_S: Final = 40.0
 NAMES_SHOWN: Final = 3
 
 
@@ -109,6 +109,9 @@ class Server:
                         await self._serve()
                     except Down as down:
                         self._tell(down.reason, down.message)
+                    except Exception:
+                        log.exception("cannot keep a server", extra={"server": self.spec.name})
+                        self._tell("Failed", "a defect of the agent's; its log tells more")
                     await asyncio.sleep(pauses.after(time.monotonic() - began_s))
             finally:
                 self._tell(STOPPED, "")
@@ -152,7 +155,7 @@ class Server:
     async def _look(self, run: Run, kind: str) -> None:
         """A server that is too busy to say keeps what it had until its next notice."""
         try:
-            async with asyncio.timeout(LIST_MAX_S):
+            async with asyncio.timeout(LOOK_MAX_S):
                 await self._take(run, kind)
         except (TimeoutError, Answered) as error:
             extra = {"server": self.spec.name, "kind": kind, "error": repr(error)}

@@ -109,7 +109,8 @@ def page(cursor: str | None) -> dict[str, Any]:
         return {"tools": [], "nextCursor": str(int(cursor or 0) + 1)}
     at = int(cursor or 0)
     tool = {"name": names[at], "description": "a tool", "inputSchema": {"type": "object"}, **TOOLS[names[at]]}
-    return {"tools": [tool]} | ({"nextCursor": str(at + 1)} if at + 1 < len(names) else {})
+    odd = [{"name": ["x"]}, {"name": {}}, {"name": "no-schema"}, {}, 5, None] if "bad" in WAYS else []
+    return {"tools": [tool, *odd]} | ({"nextCursor": str(at + 1)} if at + 1 < len(names) else {})
 
 
 def call(number: Any, params: dict[str, Any]) -> None:
@@ -173,6 +174,11 @@ def misbehave(number: Any, way: str) -> None:
             send({"id": 77, "method": "no/such/method", "params": []})
             send({"method": "notifications/progress", "params": {"progressToken": "none", "progress": "x"}})
             send({"method": "notifications/cancelled", "params": {"requestId": {}}})
+        case "deep":
+            text = '{"id": %s, "result": {"content": [], "structuredContent": {"a": %s}}}'
+            say(sys.stdout, text % (number, "[" * 900 + "]" * 900))
+        case "nan":
+            send({"id": number, "result": {"content": [], "structuredContent": {"a": float("nan")}}})
         case "twice":
             send({"id": number, "result": {"content": [{"type": "text", "text": "first"}]}})
         case "stderr":

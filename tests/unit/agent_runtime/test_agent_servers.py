@@ -240,12 +240,16 @@ async def test_what_cannot_serve_is_a_condition_with_its_reason(
     assert not bench.tools
 
 
-@pytest.mark.parametrize("way", ["answers", "twice", "stderr", "stdout", "restless"])
+@pytest.mark.parametrize("way", ["answers", "twice", "stderr", "stdout", "restless", "deep", "nan"])
 async def test_what_a_server_should_not_do_spoils_nothing_else(bench: Bench, way: str) -> None:
     bench.run("bad")
     await bench.until("Serving")
     found = await bench.call("misbehave", way=way)
-    assert found.text == ("first" if way == "twice" else "misbehave")
+    if way in ("deep", "nan"):
+        assert found.is_error
+        assert "cannot be read" in found.text
+    else:
+        assert found.text == ("first" if way == "twice" else "misbehave")
     assert (await bench.call("echo", text="well")).text == "well"
     assert bench.condition.reason == "Serving"
     assert int((await bench.call("count")).text) < 100, "notices are not each followed by a list"
