@@ -12,6 +12,7 @@ setup: ## make .venv with everything that demo and serve need (quick when done b
 
 setup-dev:
 	@scripts/setup.sh embedded,dev
+	@scripts/redis8.sh || true
 
 demo: setup ## assemble a real crew, run a mission, lose an agent on purpose, leave nothing behind
 	@.venv/bin/hyperfactory demo $(ARGS)

@@ -33,7 +33,7 @@ from factory_server.api.registry import RegistryUses
 from factory_server.api.server import Servicers, build_guard, build_server
 from factory_server.api.skills import SkillServicer
 from factory_server.api.tools import ToolServicer, ToolUses
-from factory_server.bus import RedisBus
+from factory_server.bus import RedisBus, RedisVectorSets
 from factory_server.choosing import driver_of, kept_driver, terminate
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import FactoryError
@@ -63,6 +63,7 @@ from factory_server.services.sessions import Sessions
 from factory_server.services.tasks import Tasks
 from factory_server.services.tool_calls import ToolCalls
 from factory_server.services.tools import ToolRegistry
+from factory_server.services.vector_indexing import VectorIndexing
 from factory_server.services.vectors import VectorSpaces
 from factory_server.services.watch import Feed
 from factory_server.store import PostgresStore
@@ -145,6 +146,10 @@ class Factory:
         self.audit = AuditLog(parts)
         self.doorbells = Doorbells(parts, self.reconciler)
         self.renewal = Renewal(parts, self.sessions, self.registry)
+        self.vector_indexing = (
+            VectorIndexing(parts.store, parts.vector_index, parts.measures) if parts.vector_index else None
+        )
+        self.vectors = VectorSpaces(parts.store, parts.measures, self.vector_indexing)
         store.on_commit = self._committed
 
     def _committed(self, changed: Changed) -> None:
@@ -169,6 +174,8 @@ class Factory:
             "renewal": self.renewal.run(),
             "identities": self.who.directory.run(),
         }
+        if self.vector_indexing is not None:
+            lanes["vector index"] = self.vector_indexing.run()
         return [group.create_task(lane, name=name) for name, lane in lanes.items()]
 
     async def serve(self) -> Serving:
@@ -189,7 +196,7 @@ class Factory:
             encoder,
             codec,
             self.draining,
-            VectorSpaces(self.parts),
+            self.vectors,
         )
         servicers = Servicers(
             CrewServicer(crews),
@@ -253,6 +260,7 @@ async def open_parts(
         # One process listens on an address: its successor takes up its leases at once.
         owner = f"{socket.gethostname()}/{settings.listen}"
         identities = AgentIdentities(who.ca, who.mint)
+        index = RedisVectorSets(settings.bus_url) if settings.vector_search == "auto" else None
         try:
             doorsteps = str(places(settings.home / "sandboxes").sockets / "doorsteps")
             parts = Parts(
@@ -267,10 +275,13 @@ async def open_parts(
                 skills=open_shelf(settings),
                 doorsteps=doorsteps,
                 cells=(settings.crew_cells, settings.cell_members),
+                vector_index=index,
             )
             yield parts, store
         finally:
             await bus.close()
+            if index is not None:
+                await index.close()
     finally:
         await driver.close()
         await store.close()

@@ -39,6 +39,7 @@ class Config:
     crew_networks: str = CREW_NETWORKS
     crew_cells: int = 0
     cell_members: int = CELL_MEMBERS
+    vector_search: str = "auto"
     tool_calls_per_s: float = CALLS_PER_S
 
 
@@ -108,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="K",
         default=CELL_MEMBERS,
         help=f"warm members of each of them, 20 MiB each (default {CELL_MEMBERS})",
+    )
+    parser.add_argument(
+        "--vector-search",
+        choices=("auto", "exact"),
+        default="auto",
+        help="auto: by the bus's vector sets where its server has them (Redis 8); exact: never (default auto)",
     )
     parser.add_argument(
         "--tool-calls-per-s",

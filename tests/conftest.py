@@ -1,4 +1,4 @@
-"""Fixtures for every test: a real PostgreSQL and real Docker engines, one a session, one database a test."""
+"""Fixtures for every test: a real PostgreSQL, Redis 8 and Docker engines, one a session, one database a test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from support import postgres
 from support.engines import plain_engine, remapped_engine
+from support.valkey import ValkeyServer, redis8_binary, running_valkey
 
 __all__ = ["plain_engine", "postgres_server", "postgres_url", "remapped_engine"]
 
@@ -43,3 +44,20 @@ def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
 def blank_postgres_url(postgres_server: postgres.PostgresServer) -> str:
     """A database without any table."""
     return postgres_server.create()
+
+
+@pytest.fixture(scope="session")
+def redis8_server() -> Iterator[ValkeyServer]:
+    """The session's Redis that has vector sets."""
+    binary = redis8_binary()
+    if binary is None:
+        pytest.skip("there is no Redis 8: scripts/redis8.sh gets one, for x86-64")
+    with running_valkey(binary) as server:
+        yield server
+
+
+@pytest.fixture
+def redis8(redis8_server: ValkeyServer) -> ValkeyServer:
+    """That server, empty."""
+    redis8_server.empty()
+    return redis8_server

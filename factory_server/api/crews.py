@@ -263,7 +263,7 @@ class CrewServicer(crew_service_pb2_grpc.CrewServiceServicer):
     async def SearchVectors(
         self, request: pb.SearchVectorsRequest, context_: Any
     ) -> pb.SearchVectorsResponse:
-        return pb.SearchVectorsResponse(hits=await self._u.vectors.search(request))
+        return await self._u.vectors.search(request)
 
     def _crew(self, row: model.CrewRow) -> Any:
         scope = _watch_scope(row.id, pb.EventFilter())

@@ -5,14 +5,27 @@ from __future__ import annotations
 import re
 
 USER = re.compile(r"^crew-([a-z0-9]+)-([a-z0-9]+)-g([0-9]+)$")
-CREW_KEY = re.compile(r"^crew:([a-z0-9]+):")
+CREW_KEY = re.compile(r"^crew(?:-vectors)?:([a-z0-9]+):")
 DOORBELL = "hf:doorbell"
 CONTEXT_LOG_MAX = 10_000
+VECTOR_INDEXES = "hf:vector-indexes"
+"""Hash: crew → bytes that its vectors' index may take."""
 
 
 def prefix(crew: str) -> str:
     """What every key and channel of a crew begins with."""
     return f"crew:{crew}:"
+
+
+def vectors(crew: str) -> str:
+    """What every key of a crew's index of vectors begins with: none that an agent may touch."""
+    return f"crew-vectors:{crew}:"
+
+
+def crew_of(name: str) -> str | None:
+    """Whose key it is, if a crew's."""
+    found = CREW_KEY.match(name)
+    return found[1] if found else None
 
 
 def context(crew: str) -> str:

@@ -7,20 +7,18 @@ import hashlib
 import hmac
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from factory_server.bus import context, keys
-from factory_server.core.errors import FactoryError, Unavailable
+from factory_server.bus.asked import COMMAND_MAX_S, asked, end_if_cancelled
 from factory_server.core.model import ContextRow
 from hyperfactory.v1 import agent_service_pb2
 
-COMMAND_MAX_S = 2.0
 BLOCK_SLACK_S = 3.0
 CONNECTIONS_MAX = 64
 SCAN_COUNT = 500
@@ -53,7 +51,7 @@ class RedisBus:
         """See the port."""
         name = keys.user(crew, agent, generation)
         password = hmac.new(self._secret, name.encode(), hashlib.sha256).hexdigest()
-        async with _asked():
+        async with asked():
             await self._redis.execute_command("ACL", "SETUSER", name, *keys.rules(crew, password))
         return agent_service_pb2.BusAccess(
             socket=BUS_LINK, username=name, password=password, prefix=keys.prefix(crew)
@@ -61,28 +59,28 @@ class RedisBus:
 
     async def revoke(self, crew: str, agent: str, generation: int) -> None:
         """See the port: deleting a user also cuts its connections."""
-        async with _asked():
+        async with asked():
             await self._redis.execute_command("ACL", "DELUSER", keys.user(crew, agent, generation))
 
     async def drop_crew(self, crew: str) -> None:
         """See the port."""
         users = [keys.user(*u) for u in await self.list_users() if u[0] == crew]
-        async with _asked():
+        async with asked():
             if users:
                 await self._redis.execute_command("ACL", "DELUSER", *users)
             cursor = 0
             while True:
-                cursor, found = await self._redis.scan(
-                    cursor, match=f"{keys.prefix(crew)}*", count=SCAN_COUNT
-                )
-                if found:
-                    await self._redis.unlink(*found)
+                cursor, found = await self._redis.scan(cursor, match=f"crew*:{crew}:*", count=SCAN_COUNT)
+                # Agents name keys as they like: one of another crew may look so, too.
+                own = [name for name in found if keys.crew_of(name) == crew]
+                if own:
+                    await self._redis.unlink(*own)
                 if cursor == 0:
                     return
 
     async def list_users(self) -> Sequence[tuple[str, str, int]]:
         """See the port."""
-        async with _asked():
+        async with asked():
             names: Sequence[str] = await self._redis.acl_users()
         matches = filter(None, (keys.USER.match(name) for name in names))
         return [(m[1], m[2], int(m[3])) for m in matches]
@@ -90,11 +88,11 @@ class RedisBus:
     async def list_crews(self) -> Sequence[str]:
         """See the port."""
         crews: set[str] = set()
-        async with _asked():
+        async with asked():
             cursor = 0
             while True:
-                cursor, found = await self._redis.scan(cursor, match="crew:*", count=SCAN_COUNT)
-                crews.update(m[1] for m in filter(None, (keys.CREW_KEY.match(name) for name in found)))
+                cursor, found = await self._redis.scan(cursor, match="crew*", count=SCAN_COUNT)
+                crews.update(filter(None, map(keys.crew_of, found)))
                 if cursor == 0:
                     return sorted(crews)
 
@@ -104,22 +102,22 @@ class RedisBus:
         self, crew: str, key: str, value: str | None, actor: str, if_version: int | None
     ) -> int:
         """See the port."""
-        async with _asked():
+        async with asked():
             return await context.put(self._redis, crew, key, value, actor, if_version)
 
     async def get_context(self, crew: str, key: str) -> ContextRow:
         """See the port."""
-        async with _asked():
+        async with asked():
             return await context.get(self._redis, crew, key)
 
     async def list_context(self, crew: str, prefix: str) -> Sequence[ContextRow]:
         """See the port."""
-        async with _asked():
+        async with asked():
             return await context.list_keys(self._redis, crew, prefix)
 
     async def restore_context(self, crew: str, rows: Sequence[ContextRow]) -> None:
         """See the port."""
-        async with _asked():
+        async with asked():
             await context.restore(self._redis, crew, rows)
 
     async def read_context_log(
@@ -133,20 +131,20 @@ class RedisBus:
         self, cursors: Mapping[str, str], *, block_s: float
     ) -> Sequence[tuple[str, Sequence[ContextRow], str]]:
         """See the port."""
-        async with _asked(block_s + BLOCK_SLACK_S):
+        async with asked(block_s + BLOCK_SLACK_S):
             return await context.tail(self._redis, cursors, block_s=block_s)
 
     # The server
 
     async def incarnation(self) -> str:
         """See the port."""
-        async with _asked():
+        async with asked():
             info: Mapping[str, Any] = await self._redis.info("server")
         return str(info.get("run_id", ""))
 
     async def ring(self, topic: str) -> None:
         """See the port."""
-        async with _asked():
+        async with asked():
             await self._redis.publish(keys.DOORBELL, topic)
 
     async def doorbells(self) -> AsyncIterator[str]:
@@ -156,38 +154,12 @@ class RedisBus:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(keys.DOORBELL)
-                    _end_if_cancelled()
+                    end_if_cancelled()
                     async for message in pubsub.listen():
                         pause_s = RECONNECT_FIRST_S
                         if message["type"] == "message":
                             yield str(message["data"])
             except (RedisError, OSError):
-                _end_if_cancelled()
+                end_if_cancelled()
                 await asyncio.sleep(pause_s * (0.5 + random.random()))
                 pause_s = min(pause_s * 2, RECONNECT_MAX_S)
-
-
-@asynccontextmanager
-async def _asked(deadline_s: float = COMMAND_MAX_S) -> AsyncIterator[None]:
-    """A deadline, and native errors for the server's."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            yield
-        _end_if_cancelled()
-    except FactoryError:
-        raise
-    except TimeoutError as error:
-        raise Unavailable(f"the bus did not answer within {deadline_s} s") from error
-    except (NoPermissionError, ResponseError) as error:
-        raise Unavailable(f"the bus refuses: {error}") from error
-    except (RedisError, OSError) as error:
-        _end_if_cancelled()
-        raise Unavailable(f"the bus does not answer: {error}") from error
-
-
-def _end_if_cancelled() -> None:
-    """A cancellation that meets redis-py while it connects may be lost: `asyncio.wait_for`, which it uses
-    there, gives its answer instead where that has just come (until Python 3.12)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

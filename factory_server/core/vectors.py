@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -24,6 +24,10 @@ SPACE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Ids, coordinates and metadata of one crew."""
 METADATA_BYTES_MAX: Final = 16 * 1024
 FLOAT_BYTES: Final = 4
+SLACK: Final = 1e-5
+"""More than a cosine in single precision can be wrong by."""
+DIGITS: Final = 12
+"""Cosines that are equal so far tie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,17 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Some vectors of one moment, the space as it was then, and how many vectors it had. `dated[i]` is the
+    revision in which `rows[i]` was put."""
+
+    mark: SpaceMark
+    vectors: int
+    rows: Sequence[VectorRow]
+    dated: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A vector found, with its cosine."""
 
@@ -84,6 +99,14 @@ class VectorStore(Protocol):
 
     async def read_vectors(self, crew: str) -> tuple[SpaceMark | None, Sequence[VectorRow]]:
         """All vectors of one revision, by id, without their metadata."""
+
+    async def changed_vectors(self, crew: str, after: tuple[int, str], limit: int) -> Changes | None:
+        """A page of vectors that changed after (revision, id), oldest first, without their metadata; all of them
+        where it is not full. None where there is no space."""
+
+    async def near_vectors(self, crew: str, ids: Sequence[str], since: int, limit: int) -> Changes | None:
+        """The vectors with these ids, and at most so many of those that changed since the revision, of one moment,
+        without their metadata; they are not counted. None where there is no space."""
 
     async def vector_metadata(self, crew: str, ids: Sequence[str]) -> Mapping[str, bytes]:
         """The metadata of these vectors, by id."""
@@ -161,11 +184,20 @@ def space(mark: SpaceMark, rows: Sequence[VectorRow]) -> Space:
     """Make rows ready to be searched; takes a moment, so not in the event loop."""
     import numpy as np
 
-    raw = b"".join(row.coordinates for row in rows)
-    # In double precision: the square of a large float32 is none any more.
-    matrix = np.frombuffer(raw, dtype="<f4").reshape(len(rows), mark.dimension).astype(np.float64)
+    matrix = _doubles(row.coordinates for row in rows)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     return Space(mark, [row.id for row in rows], [row.coordinates for row in rows], matrix.astype(np.float32))
+
+
+def units(rows: Sequence[VectorRow]) -> Sequence[VectorRow]:
+    """The same directions with length 1, without metadata, for those who calculate in single precision."""
+    import numpy as np
+
+    if not rows:
+        return []
+    matrix = _doubles(row.coordinates for row in rows)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return [VectorRow(r.id, unit.tobytes()) for r, unit in zip(rows, matrix.astype("<f4"), strict=True)]
 
 
 def nearest(found: Space, query: bytes, limit: int) -> Sequence[Hit]:
@@ -176,7 +208,28 @@ def nearest(found: Space, query: bytes, limit: int) -> Sequence[Hit]:
     vector /= np.linalg.norm(vector)
     scores = found.matrix @ vector.astype(np.float32)
     count = min(limit, len(found.ids))
-    # Those that tie with the last one must all be looked at: which of them is shown is not left to chance.
-    least = np.partition(scores, len(scores) - count)[len(scores) - count] if count else 0.0
-    best = sorted(map(int, np.flatnonzero(scores >= least)), key=lambda i: (-scores[i], found.ids[i]))[:count]
-    return [Hit(found.ids[i], found.coordinates[i], float(np.clip(scores[i], -1.0, 1.0))) for i in best]
+    # Those that may tie with the last one must all be looked at: which of them is shown is not left to chance.
+    least = np.partition(scores, len(scores) - count)[len(scores) - count] - SLACK if count else 0.0
+    near = map(int, np.flatnonzero(scores >= least))
+    return ranked([VectorRow(found.ids[i], found.coordinates[i]) for i in near], query, limit)
+
+
+def ranked(rows: Sequence[VectorRow], query: bytes, limit: int) -> Sequence[Hit]:
+    """The nearest of these by cosine in double precision, best first, ties by id."""
+    import numpy as np
+
+    if not rows:
+        return []
+    matrix, vector = _doubles(row.coordinates for row in rows), _doubles([query])[0]
+    scores = matrix @ vector / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector))
+    scores = np.clip(np.round(scores, DIGITS), -1.0, 1.0)
+    best = sorted(range(len(rows)), key=lambda i: (-scores[i], rows[i].id))[:limit]
+    return [Hit(rows[i].id, rows[i].coordinates, float(scores[i])) for i in best]
+
+
+def _doubles(coordinates: Iterable[bytes]) -> np.ndarray:
+    """In double precision: the square of a large float32 is none any more."""
+    import numpy as np
+
+    several = list(coordinates)
+    return np.frombuffer(b"".join(several), dtype="<f4").reshape(len(several), -1).astype(np.float64)

@@ -44,6 +44,14 @@ class Measures:
         self.broadcast_s = Histogram(
             "hf_broadcast_seconds", "Acceptance to last receipt", buckets=SECONDS, registry=registry
         )
+        self.vector_index = Gauge(
+            "hf_vector_index",
+            "1 where the bus's server has vector sets, and they are used",
+            registry=registry,
+        )
+        self.vector_searches = Counter(
+            "hf_vector_searches_total", "Searches, by what named the candidates", ["by"], registry=registry
+        )
         self.trouble = Counter(
             "hf_trouble_total", "Errors that a loop survived", ["where"], registry=registry
         )

@@ -14,6 +14,7 @@ from factory_server.core.sandbox import Driver
 from factory_server.core.secrets import Secrets
 from factory_server.core.skill_ports import SkillVault
 from factory_server.core.skills import Pack
+from factory_server.core.vector_index import VectorIndex
 from factory_server.services.hub import Hub
 from factory_server.services.images import Images
 from factory_server.services.measures import Measures
@@ -86,6 +87,8 @@ class Parts:
     skills: SkillVault = field(default_factory=NoSkills)
     cells: tuple[int, int] = (0, 0)
     """So many networks wait with so many members each."""
+    vector_index: VectorIndex | None = None
+    """None: every search of vectors compares all."""
     doorsteps: str = ""
     """Directory of sockets at which mates wake members that hibernate; '' for none."""
     images: Images = field(init=False)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from psycopg.rows import DictRow
+
 from factory_server.core.errors import Exhausted, Refused
 from factory_server.core.model import RequestKey
 from factory_server.core.vectors import (
     SPACE_BYTES_MAX,
     VECTORS_MAX,
+    Changes,
     SpaceMark,
     VectorRow,
     check_dimension,
@@ -37,6 +40,7 @@ class Vectors(Part):
             await transaction.send(
                 "vectors_upsert",
                 crew=crew,
+                revision=space["revision"],
                 ids=[row.id for row in rows],
                 coordinates=[row.coordinates for row in rows],
                 metadata=[row.metadata for row in rows],
@@ -68,6 +72,27 @@ class Vectors(Part):
 
         return await self._db.read(body)
 
+    async def changed_vectors(self, crew: str, after: tuple[int, str], limit: int) -> Changes | None:
+        """Return a page of vectors that changed after (revision, id), oldest first."""
+
+        async def body(transaction: Transaction) -> Changes | None:
+            revision, ident = after
+            rows = await transaction.rows(
+                "vectors_changed", crew=crew, revision=revision, id=ident, limit=limit
+            )
+            return _changes(rows, rows[0]["vectors"]) if rows else None
+
+        return await self._db.read(body)
+
+    async def near_vectors(self, crew: str, ids: Sequence[str], since: int, limit: int) -> Changes | None:
+        """Return the vectors with these ids, and those that changed since the revision."""
+
+        async def body(transaction: Transaction) -> Changes | None:
+            rows = await transaction.rows("vectors_near", crew=crew, ids=list(ids), since=since, limit=limit)
+            return _changes(rows, 0) if rows else None
+
+        return await self._db.read(body)
+
     async def vector_metadata(self, crew: str, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the metadata of these vectors, by id."""
 
@@ -76,6 +101,16 @@ class Vectors(Part):
             return {row["id"]: bytes(row["metadata"]) for row in rows}
 
         return await self._db.read(body)
+
+
+def _changes(rows: Sequence[DictRow], vectors: int) -> Changes:
+    there = [row for row in rows if row["id"] is not None]
+    return Changes(
+        SpaceMark(rows[0]["dimension"], rows[0]["space_revision"]),
+        vectors,
+        [VectorRow(row["id"], bytes(row["coordinates"])) for row in there],
+        [row["revision"] for row in there],
+    )
 
 
 def _check_size(crew: str, vectors: int, size_bytes: int) -> None:

@@ -9,7 +9,7 @@ from factory_server.core import vectors
 from factory_server.core.errors import Exhausted, Invalid, NotFound, Refused
 from factory_server.core.lifecycle import AgentEvent
 from factory_server.core.ports import Store
-from factory_server.core.vectors import SpaceMark, VectorRow
+from factory_server.core.vectors import Changes, SpaceMark, VectorRow
 
 
 def row(ident: str, *values: float, metadata: bytes = b"") -> VectorRow:
@@ -79,3 +79,38 @@ class VectorsSuite:
     async def test_a_crew_that_is_unknown_has_none(self, store: Store) -> None:
         with pytest.raises(NotFound):
             await store.upsert_vectors("c-none", [row("a", 1)], request())
+
+    async def test_what_changed_comes_by_pages_oldest_first(self, store: Store) -> None:
+        crew = (await ready_crew(store)).id
+        assert await store.changed_vectors(crew, (0, ""), 9) is None
+        await store.upsert_vectors(crew, [row("b", 1), row("a", 2), row("c", 3)], request())
+        await store.upsert_vectors(crew, [row("a", 4), row("d", 5)], request())
+        first = await store.changed_vectors(crew, (0, ""), 3)
+        assert first is not None
+        assert (first.mark, first.vectors) == (SpaceMark(1, 2), 4)
+        assert list(zip(first.rows, first.dated, strict=True)) == [
+            (row("b", 1), 1),
+            (row("c", 3), 1),
+            (row("a", 4), 2),
+        ]
+        rest = await store.changed_vectors(crew, (2, "a"), 3)
+        assert rest is not None
+        assert list(rest.rows) == [row("d", 5)]
+        assert (await store.changed_vectors(crew, (3, ""), 3)) == Changes(SpaceMark(1, 2), 4, [], [])
+
+    async def test_some_vectors_come_with_all_that_changed_since(self, store: Store) -> None:
+        crew = (await ready_crew(store)).id
+        assert await store.near_vectors(crew, ["a"], 0, 9) is None
+        await store.upsert_vectors(crew, [row(ident, 1) for ident in "abcd"], request())
+        await store.upsert_vectors(crew, [row("b", 2), row("e", 2)], request())
+        found = await store.near_vectors(crew, ["a", "b", "none"], 1, 9)
+        assert found is not None
+        assert found.mark == SpaceMark(1, 2)
+        assert sorted(zip((r.id for r in found.rows), found.dated, strict=True)) == [
+            ("a", 1),
+            ("b", 2),
+            ("e", 2),
+        ]
+        short = await store.near_vectors(crew, ["a"], 0, 2)
+        assert short is not None
+        assert len(short.rows) == 2

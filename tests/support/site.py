@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from agent_runtime.paths import Paths
 from agent_runtime.runtime import Runtime
 from factory_server.__main__ import Factory, Identities, open_identities, open_shelf
-from factory_server.bus import RedisBus
+from factory_server.bus import RedisBus, RedisVectorSets
 from factory_server.config import Config
 from factory_server.core.line import Line
 from factory_server.drivers.fake import Agent, FakeDriver, FakeHost, FakeInstance
@@ -158,6 +158,7 @@ class Site:
             measures=Measures(CollectorRegistry()),
             skills=open_shelf(self.config()),
             cells=cells,
+            vector_index=RedisVectorSets(self.bus_url),
         )
         plant = Plant(Factory(self.config(), parts, store, self.who), parts, store, driver, bus)
         await profiles.ensure_built_in(plant.parts)
@@ -180,6 +181,8 @@ class Site:
                 plant.factory.start(group)
         finally:
             await plant.bus.close()
+            if plant.parts.vector_index is not None:
+                await plant.parts.vector_index.close()
             await plant.driver.close()
             await plant.store.close()
 

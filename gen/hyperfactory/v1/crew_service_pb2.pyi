@@ -1898,10 +1898,13 @@ class SearchVectorsRequest(_message.Message):
     CREW_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     crew: _builtins.str
     """The crew's id."""
     limit: _builtins.int
     """At most so many, 1 to 100."""
+    exact: _builtins.bool
+    """Whether every vector must be compared: slower in a large space, and misses none."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Near what."""
@@ -1912,10 +1915,11 @@ class SearchVectorsRequest(_message.Message):
         crew: _builtins.str = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
         limit: _builtins.int = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew", "limit", b"limit", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crew", b"crew", "exact", b"exact", "limit", b"limit", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1956,6 +1960,9 @@ class SearchVectorsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    APPROXIMATE_FIELD_NUMBER: _builtins.int
+    approximate: _builtins.bool
+    """Whether an index named the candidates: one of the nearest may be missing. Scores are exact all the same."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___VectorHit]:
         """Best first."""
@@ -1964,10 +1971,11 @@ class SearchVectorsResponse(_message.Message):
         self,
         *,
         hits: _abc.Iterable[Global___VectorHit] | None = ...,
+        approximate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approximate", b"approximate", "hits", b"hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -240,7 +240,8 @@ class CrewServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchVectors(self, request, context):
-        """Finds the nearest vectors by cosine: exactly, every vector is compared.
+        """Finds the nearest vectors by cosine. Every vector is compared, unless the space is large and the bus's server has
+        vector sets: then an index may name the candidates, which may miss some of the nearest. Scores are exact always.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

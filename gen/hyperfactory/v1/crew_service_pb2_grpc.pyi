@@ -84,7 +84,9 @@ class CrewServiceStub:
     (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
     """
     SearchVectors: _grpc.UnaryUnaryMultiCallable[_crew_service_pb2.SearchVectorsRequest, _crew_service_pb2.SearchVectorsResponse]
-    """Finds the nearest vectors by cosine: exactly, every vector is compared."""
+    """Finds the nearest vectors by cosine. Every vector is compared, unless the space is large and the bus's server has
+    vector sets: then an index may name the candidates, which may miss some of the nearest. Scores are exact always.
+    """
 
 @_typing.type_check_only
 class CrewServiceAsyncStub(CrewServiceStub):
@@ -142,7 +144,9 @@ class CrewServiceAsyncStub(CrewServiceStub):
     (LIMIT_REACHED) beyond 10,000 vectors or 64 MiB a crew. They are gone with the crew.
     """
     SearchVectors: _aio.UnaryUnaryMultiCallable[_crew_service_pb2.SearchVectorsRequest, _crew_service_pb2.SearchVectorsResponse]  # type: ignore[assignment]
-    """Finds the nearest vectors by cosine: exactly, every vector is compared."""
+    """Finds the nearest vectors by cosine. Every vector is compared, unless the space is large and the bus's server has
+    vector sets: then an index may name the candidates, which may miss some of the nearest. Scores are exact always.
+    """
 
 class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
     """Crews as orchestrators see them."""
@@ -293,6 +297,8 @@ class CrewServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _crew_service_pb2.SearchVectorsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_crew_service_pb2.SearchVectorsResponse, _abc.Awaitable[_crew_service_pb2.SearchVectorsResponse]]:
-        """Finds the nearest vectors by cosine: exactly, every vector is compared."""
+        """Finds the nearest vectors by cosine. Every vector is compared, unless the space is large and the bus's server has
+        vector sets: then an index may name the candidates, which may miss some of the nearest. Scores are exact always.
+        """
 
 def add_CrewServiceServicer_to_server(servicer: CrewServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
