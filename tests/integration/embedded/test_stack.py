@@ -62,7 +62,7 @@ def pids(home: Path) -> dict[str, int]:
     return {name: record["pid"] for name, record in records.items() if record and svcbox.alive(record)}
 
 
-async def test_it_starts_all_writes_the_client_file_and_stops_on_sigint(home: Path) -> None:
+async def test_it_starts_all_writes_the_client_file_refuses_another_and_stops_on_sigint(home: Path) -> None:
     async with serve(home) as process:
         await ready(process)
         assert set(pids(home)) == set(SERVICES)
@@ -75,18 +75,14 @@ async def test_it_starts_all_writes_the_client_file_and_stops_on_sigint(home: Pa
         _, writer = await asyncio.open_connection(host, int(port))
         writer.close()
         await writer.wait_closed()
-    assert process.returncode == 0
-    assert not client.exists()
-    assert pids(home) == {}
-
-
-async def test_a_second_stack_on_the_same_home_says_so(home: Path) -> None:
-    async with serve(home) as process:
-        await ready(process)
         async with serve(home) as second:
             said, _ = await asyncio.wait_for(second.communicate(), READY_WITHIN_S)
         assert second.returncode == 1
         assert f"process {process.pid} already does" in said.decode()
+        assert set(pids(home)) == set(SERVICES)
+    assert process.returncode == 0
+    assert not client.exists()
+    assert pids(home) == {}
 
 
 async def test_after_its_own_kill_9_the_next_stack_adopts_everything(home: Path) -> None:
