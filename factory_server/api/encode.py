@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
@@ -22,6 +22,8 @@ from hyperfactory.v1 import (
 )
 from wire.identity import agent_authority
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_S = 86_400
 AGENT_STATES = {s: types_pb2.AgentState.Value(f"AGENT_STATE_{s.value}") for s in AgentState}
 Conditions = Callable[[str], Iterable[types_pb2.Condition]]
 CREW_STATES = {s: types_pb2.CrewState.Value(f"CREW_STATE_{s.value}") for s in CrewState}
@@ -31,9 +33,8 @@ def timestamp(time: datetime | None) -> Timestamp | None:
     """A proto timestamp; None stays None (the field is not set)."""
     if time is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
+    since = time - EPOCH  # FromDatetime takes three times as long, and an agent has five of them
+    return Timestamp(seconds=since.days * DAY_S + since.seconds, nanos=since.microseconds * 1000)
 
 
 def duration(seconds: float) -> Duration:

@@ -10,8 +10,9 @@ from factory_server.store import errors
 from factory_server.store.audit import Audit
 from factory_server.store.broadcasts import Broadcasts
 from factory_server.store.context import Context
-from factory_server.store.crews import Crews
+from factory_server.store.crews import Crews, read_agents
 from factory_server.store.events import Events
+from factory_server.store.gathered import Gathered
 from factory_server.store.hibernation import Hibernation
 from factory_server.store.instances import Instances
 from factory_server.store.leases import Leases
@@ -59,6 +60,7 @@ class PostgresStore(
     def __init__(self, url: str, *, call_max_s: float = CALL_MAX_S) -> None:
         self._url = url
         self._db = Database(url, call_max_s)
+        self._agent_reads = Gathered(self._db, read_agents)
 
     @property
     def on_commit(self) -> Callable[[Changed], None] | None:

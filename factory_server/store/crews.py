@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from factory_server.core.errors import NotFound, Refused
@@ -20,6 +20,7 @@ from factory_server.core.model import (
 )
 from factory_server.core.ports import Assembled, RegistryDelta
 from factory_server.store import encode, moves, networks
+from factory_server.store.gathered import Gathered
 from factory_server.store.locked import LockedCrew, claim, lock_crew
 from factory_server.store.moves import Move, Plan
 from factory_server.store.pool import Part, Transaction, columns
@@ -32,6 +33,8 @@ REQUESTED = "Requested"
 
 class Crews(Part):
     """Crews and agents as rows."""
+
+    _agent_reads: Gathered[AgentRow]
 
     async def assemble(
         self, plan: CrewPlan, request: RequestKey | None, actor: str, owner: str, *, lease_s: float
@@ -115,11 +118,10 @@ class Crews(Part):
 
     async def get_agent(self, agent: str) -> AgentRow:
         """Return one agent."""
-
-        async def body(transaction: Transaction) -> AgentRow:
-            return await read_agent(transaction, agent)
-
-        return await self._db.read(body)
+        row = await self._agent_reads.get(agent)
+        if row is None:
+            raise no_agent(agent)
+        return row
 
     async def list_agents(self, where: AgentFilter, page: Page) -> Sequence[AgentRow]:
         """Return agents, oldest first, at most page.size + 1."""
@@ -167,8 +169,18 @@ async def read_agent(transaction: Transaction, agent: str) -> AgentRow:
     """Read an agent."""
     row = await transaction.row("agent_get", agent=agent)
     if row is None:
-        raise NotFound(f"no agent '{agent}'", resource_type="agent", resource_name=agent)
+        raise no_agent(agent)
     return agent_row(row)
+
+
+async def read_agents(transaction: Transaction, agents: Sequence[str]) -> Mapping[str, AgentRow]:
+    """Read those of these agents that exist."""
+    return {row["id"]: agent_row(row) for row in await transaction.rows("agents_get", agents=agents)}
+
+
+def no_agent(agent: str) -> NotFound:
+    """There is no such agent."""
+    return NotFound(f"no agent '{agent}'", resource_type="agent", resource_name=agent)
 
 
 async def add_agents(crew: LockedCrew, plans: Sequence[AgentPlan], actor: str) -> None:

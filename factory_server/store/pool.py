@@ -112,7 +112,7 @@ class Database:
     """A pool, and transactions on it."""
 
     def __init__(self, url: str, call_max_s: float = CALL_MAX_S) -> None:
-        self._call_max_s = call_max_s
+        self.call_max_s = call_max_s
         self._pool = AsyncConnectionPool(
             url,
             min_size=CONNECTIONS_MIN,
@@ -142,22 +142,26 @@ class Database:
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run a transaction: commit when the body returns, roll back when it raises."""
-        return await self.within(self._call_max_s, self._tried(self._write, body))
+        return await self.within(self.call_max_s, self._tried(self._write, body))
 
     async def read(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run reads without a transaction around them: each statement sees its own moment."""
-        return await self.within(self._call_max_s, self._tried(self._read, body))
+        return await self.within(self.call_max_s, self._tried(self._read, body))
 
     async def snapshot(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run reads that all see one moment."""
-        return await self.within(self._call_max_s, self._tried(self._read_snapshot, body))
+        return await self.within(self.call_max_s, self._tried(self._read_snapshot, body))
 
-    async def within(self, limit_s: float, call: Coroutine[Any, Any, T]) -> T:
-        """Wait for a call, but no longer than the limit, even if its own ending takes longer."""
-        # The task's owner is this object: `close` ends what is left and waits for it.
+    def own(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a call as a task of this object's: `close` ends what is left and waits for it."""
         task = asyncio.get_running_loop().create_task(call, name="store call")
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+        return task
+
+    async def within(self, limit_s: float, call: Coroutine[Any, Any, T]) -> T:
+        """Wait for a call, but no longer than the limit, even if its own ending takes longer."""
+        task = self.own(call)
         try:
             done, _ = await asyncio.wait((task,), timeout=limit_s)
         except asyncio.CancelledError:

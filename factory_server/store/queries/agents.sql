@@ -48,6 +48,9 @@ RETURNING id;
 -- name: agent_get
 SELECT * FROM agent_now WHERE id = %(agent)s;
 
+-- name: agents_get
+SELECT * FROM agent_now WHERE id = ANY(%(agents)s);
+
 -- A page is chosen by id before anything is joined to it.
 
 -- name: agent_list
