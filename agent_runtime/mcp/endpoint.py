@@ -12,6 +12,7 @@ from agent_runtime.http.messages import JSON_TYPE, HttpError, Request, Response,
 from agent_runtime.mcp import answers, methods
 from agent_runtime.mcp.asked import Asked
 from agent_runtime.mcp.exchange import Exchange
+from agent_runtime.mcp.limits import CLIENT_MAX_BYTES, SUBSCRIPTIONS_MAX, URI_MAX_CHARS
 from agent_runtime.mcp.listeners import Listeners, offered
 from agent_runtime.mcp.sealing import Sealer
 from agent_runtime.mcp.sessions import Session, Sessions
@@ -133,6 +134,8 @@ class Endpoint:
         asked, able, info = (params.get(key) for key in ("protocolVersion", "capabilities", "clientInfo"))
         if not isinstance(asked, str) or not isinstance(able, dict) or not isinstance(info, dict):
             raise invalid_params("initialize needs protocolVersion, capabilities and clientInfo")
+        if len(messages.encode({"capabilities": able, "clientInfo": info})) > CLIENT_MAX_BYTES:
+            raise invalid_params(f"a client says at most {CLIENT_MAX_BYTES} bytes of itself")
         revision = asked if asked in HANDSHAKE else HANDSHAKE[0]
         session = self._sessions.begin(current_caller().spiffe, revision, str(info.get("name", "")), able)
         result = {
@@ -148,6 +151,9 @@ class Endpoint:
             raise invalid_params("params.notifications says what to listen to")
         self._listeners.check(asked.caller)
         honoured = forms.listenable(wanted, offered(self._agent))
+        uris = honoured.get("resourceSubscriptions", ())
+        if len(uris) > SUBSCRIPTIONS_MAX or any(len(uri) > URI_MAX_CHARS for uri in uris):
+            raise invalid_params(f"a stream may be about {SUBSCRIPTIONS_MAX} resources")
         return events(self._listeners.listen(asked.request.id, honoured, asked.caller))
 
     async def _respond(self, asked: Asked) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from agent_runtime.mcp.limits import ASK_MAX_S, WAITING_MAX
+from agent_runtime.mcp.limits import ASK_MAX_S, WAITING_MAX, WAITING_MAX_BYTES
 from agent_runtime.mcp.sessions import Session
 from agent_runtime.tasks import Progress
 from wire.errors import DeadlineExceeded
@@ -28,10 +28,15 @@ class Exchange:
         self._token = token
         self._level = level
         self._session = session
-        self._waiting: deque[bytes] = deque(maxlen=WAITING_MAX)
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._news = asyncio.Event()
         self._done = -1.0
         self._ended = False
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return len(self._waiting)
 
     @property
     def heard(self) -> bool:
@@ -63,7 +68,11 @@ class Exchange:
 
     def _send(self, message: Json) -> None:
         """Encoded here, so that what is no JSON fails whoever says it and not the stream."""
-        self._waiting.append(messages.event(message))
+        event = messages.event(message)
+        self._waiting.append(event)
+        self._waiting_bytes += len(event)
+        while len(self) > WAITING_MAX or (len(self) > 1 and self._waiting_bytes > WAITING_MAX_BYTES):
+            self._waiting_bytes -= len(self._waiting.popleft())
         self._news.set()
 
     def end(self) -> None:
@@ -78,4 +87,6 @@ class Exchange:
                 return None
             self._news.clear()
             await self._news.wait()
-        return self._waiting.popleft()
+        event = self._waiting.popleft()
+        self._waiting_bytes -= len(event)
+        return event

@@ -12,12 +12,14 @@ ROUNDS_MAX: Final = 8  # of questions within one call
 PAGE_MAX: Final = 500
 # Messages that wait for a client that does not read: the oldest go.
 WAITING_MAX: Final = 256
+WAITING_MAX_BYTES: Final = 4 * 1024 * 1024
 STREAMS_MAX: Final = 64
 STREAMS_OF_CALLER_MAX: Final = 32  # so that one caller never takes all of them
 KEEP_ALIVE_S: Final = 15.0
 
 SESSIONS_MAX: Final = 64
 SESSION_IDLE_MAX_S: Final = 3600.0
+CLIENT_MAX_BYTES: Final = 16 * 1024  # of what a client says of itself, as its session keeps it
 SUBSCRIPTIONS_MAX: Final = 256
 URI_MAX_CHARS: Final = 2048
 STATE_MAX_CHARS: Final = 64 * 1024

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from wire.mcp.errors import INVALID_PARAMS, bad_request, header_mismatch, unsupported_version
-from wire.mcp.messages import NONE, Request
+from wire.mcp.messages import ID_MAX_CHARS, NONE, Request
 from wire.mcp.revisions import (
     HANDSHAKE,
     LOG_LEVELS,
@@ -160,6 +160,8 @@ def _same(header: str, value: Any) -> bool:
 def progress_token(request: Request) -> str | int | None:
     """What the client calls its request's progress by; None where it wants none."""
     token = request.meta.get(META_PROGRESS_TOKEN)
+    if isinstance(token, str) and len(token) > ID_MAX_CHARS:
+        raise bad_request(f"'{META_PROGRESS_TOKEN}' has at most {ID_MAX_CHARS} characters", INVALID_PARAMS)
     return token if isinstance(token, str | int) and not isinstance(token, bool) else None
 
 

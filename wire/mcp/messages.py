@@ -14,6 +14,8 @@ Id = str | int
 Json = dict[str, Any]
 
 METHOD_MAX_CHARS: Final = 256
+ID_MAX_CHARS: Final = 1024
+"""Of an id and of a token of progress: they come back with each message, and are kept while they may."""
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 DEPTH_MAX: Final = 64  # deeper JSON is an attack on whoever walks it
 
@@ -131,6 +133,8 @@ def _response(found: Json) -> Response:
 def _id(value: Any) -> Id:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise McpError(INVALID_REQUEST, "an id is a string or a whole number", status=400)
+    if isinstance(value, str) and len(value) > ID_MAX_CHARS:
+        raise McpError(INVALID_REQUEST, f"an id has at most {ID_MAX_CHARS} characters", status=400)
     return value
 
 

@@ -12,10 +12,18 @@ import grpc
 import pytest
 
 from agent_runtime.mcp import answers
-from agent_runtime.mcp.limits import SESSIONS_MAX, STREAMS_MAX, STREAMS_OF_CALLER_MAX, WAITING_MAX
+from agent_runtime.mcp.exchange import Exchange
+from agent_runtime.mcp.limits import (
+    SESSIONS_MAX,
+    STREAMS_MAX,
+    STREAMS_OF_CALLER_MAX,
+    WAITING_MAX,
+    WAITING_MAX_BYTES,
+)
+from agent_runtime.tasks import Progress
 from agent_runtime.tools.registry import Call, Outcome, Tool
 from tests.integration.agent_runtime.parts import Instance, World, call_tool, until
-from tests.integration.agent_runtime.test_agent_mcp import WORKER, Session, http_of
+from tests.integration.agent_runtime.test_agent_mcp import FIXTURE, HANDSHAKE, WORKER, Session, http_of
 from tests.support.mcp import CODER, WITHIN_S, Http, Mcp, McpFailure, read_answer, request
 from wire.identity import operator_spiffe
 from wire.mcp.revisions import META_CLIENT_CAPABILITIES, META_VERSION, STATELESS
@@ -83,6 +91,42 @@ async def test_who_promised_a_structured_result_gives_one_though_it_be_empty(wor
     mcp = Mcp(http.path)
     assert (await mcp.call("promised"))["structuredContent"] == {}
     assert "structuredContent" not in await mcp.call("free")
+
+
+LONG = "x" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "identifier"),
+    [
+        ("initialize", {"protocolVersion": HANDSHAKE, "capabilities": {"a": LONG}, "clientInfo": {}}, 1),
+        ("initialize", {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": LONG}}, 1),
+        ("ping", {}, LONG),
+        ("tools/list", {"_meta": {"progressToken": LONG}}, 1),
+    ],
+)
+async def test_what_is_kept_of_a_client_is_bounded(
+    world: World, method: str, params: dict[str, Any], identifier: Any
+) -> None:
+    _, http = await http_of(world)
+    answer = await Session(http).send(method, params, identifier)
+    assert answer.json()["error"]["code"] in (-32600, -32602)
+
+
+async def test_a_stream_is_about_so_many_resources(world: World) -> None:
+    _, http = await http_of(world, spec=FIXTURE)
+    for uris in (["test://static-text"] * 257, ["test://" + LONG]):
+        with pytest.raises(McpFailure) as refused:
+            wanted = {"toolsListChanged": True, "resourceSubscriptions": uris}
+            await Mcp(http.path).ask("subscriptions/listen", notifications=wanted)
+        assert refused.value.code == -32602
+
+
+def test_what_waits_for_a_reader_is_bounded_in_bytes_too() -> None:
+    exchange = Exchange("token")
+    for step in range(100):
+        exchange.progress(Progress(step / 100, "m" * 1_000_000))
+    assert len(exchange) <= WAITING_MAX_BYTES // 1_000_000
 
 
 async def test_the_name_that_comes_twice_in_a_body_is_the_one_that_is_judged(world: World) -> None:
