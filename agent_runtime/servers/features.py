@@ -48,7 +48,8 @@ class _Behind:
         try:
             found: dict[str, Any] = await asked
         except Answered as refusal:
-            raise McpError(refusal.code or INTERNAL_ERROR, refusal.message[:MESSAGE_MAX_CHARS]) from refusal
+            said = refusal.message[:MESSAGE_MAX_CHARS]
+            raise McpError(refusal.code or INTERNAL_ERROR, said, refusal.data) from refusal
         except Down as down:
             raise Unavailable(f"server '{self.server}' ended during the call: {down.message}") from down
         return found

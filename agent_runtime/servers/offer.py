@@ -126,7 +126,8 @@ class _Caller:
             result = await self.session.call_tool(self.own, call.arguments, call.round, ears)
         except Answered as refusal:
             # Not an error of the call: a model can mend what the server says is wrong.
-            return Outcome(refusal.message, {"code": refusal.code}, is_error=True)
+            told = {"code": refusal.code} | ({"data": refusal.data} if refusal.data else {})
+            return Outcome(refusal.message, told, is_error=True)
         except Down as down:
             raise Unavailable(f"server '{self.server}' ended during the call: {down.message}") from down
         outcome = _outcome(result)

@@ -25,12 +25,13 @@ Step = Callable[[Object], Awaitable[None]]
 
 
 class Answered(Exception):
-    """The server answered with an error."""
+    """The server answered with an error. `data` is what it says to programs, as the URL that a user must open."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: Object | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.data = data
 
 
 class _Exchange:
@@ -206,5 +207,9 @@ def _error(message: Object) -> Answered | None:
         return None
     if not isinstance(error, dict):
         return Answered(0, "an error without a description")
-    code, text = error.get("code"), error.get("message")
-    return Answered(code if isinstance(code, int) else 0, str(text or "an error without a description"))
+    code, text, data = error.get("code"), error.get("message"), error.get("data")
+    return Answered(
+        code if isinstance(code, int) else 0,
+        str(text or "an error without a description"),
+        data if isinstance(data, dict) else None,
+    )

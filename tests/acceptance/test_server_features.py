@@ -40,13 +40,13 @@ def base(running: Running) -> Iterator[str]:
 
 
 @pytest.fixture
-async def url(running: Running, client: Client, proxy_url: str, base: str) -> AsyncIterator[str]:
-    """The MCP endpoint of an agent with that server."""
+async def urls(running: Running, client: Client, proxy_url: str, base: str) -> AsyncIterator[tuple[str, str]]:
+    """The MCP endpoints of an agent with that server, and of its crew."""
     server = types_pb2.McpServer(name="all", command="mcp-server-everything")
     profile = await create_profile(client, base, server)
     crew = await client.assemble(name="whole", members=[{"name": "clerk", "profile": profile}])
     agent = await conditions(client, crew.id, all="Serving")
-    yield f"{proxy_url}/agents/{agent.id}/mcp"
+    yield f"{proxy_url}/agents/{agent.id}/mcp", f"{proxy_url}/crews/{crew.id}/mcp"
     await client.disband(crew.id)
 
 
@@ -79,17 +79,20 @@ class Person:
         )
 
 
-async def test_one_of_everything_works_in_both_eras(url: str):
+async def test_one_of_everything_works_in_both_eras(urls: tuple[str, str]):
+    url, crew_url = urls
     for mode in ("auto", "legacy"):
         person = Person()
         async with person.client(url, mode) as client:
             await _library(client)
-            await _questions(client)
+            await _questions(client, "all__")
             arguments = {"duration": 0.2, "steps": 2}
             await client.call_tool(
                 "all__trigger-long-running-operation", arguments, progress_callback=person.step
             )
         assert (0.5, 1.0) in person.heard
+        async with person.client(crew_url, mode) as client:
+            await _questions(client, "clerk__all__")
     async with McpClient(url) as client:
         found = await client.call_tool("all__trigger-elicitation-request", {})
     assert "lacks the capability elicitation" in str(found.content), "nobody is there to be asked"
@@ -121,11 +124,11 @@ async def _library(client: McpClient) -> None:
     assert completed.completion.values == ["David"]
 
 
-async def _questions(client: McpClient) -> None:
+async def _questions(client: McpClient, prefix: str) -> None:
     """The server asks for words of a model, for words of a person, and where it may look."""
 
     async def said(tool: str, **arguments: Any) -> str:
-        return str((await client.call_tool(f"all__{tool}", arguments)).content)
+        return str((await client.call_tool(f"{prefix}{tool}", arguments)).content)
 
     assert "thought of" in await said("trigger-sampling-request", prompt="rain", maxTokens=9)
     assert "Ada, asked to Please provide" in await said("trigger-elicitation-request")

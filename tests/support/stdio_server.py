@@ -148,7 +148,8 @@ def call(number: Any, params: dict[str, Any]) -> None:
         case "die":
             os._exit(7)
         case "refuse":
-            send({"id": number, "error": {"code": -32602, "message": "arguments are wrong"}})
+            wrong = {"code": -32602, "message": "arguments are wrong", "data": {"which": "all"}}
+            send({"id": number, "error": wrong})
             return
         case "large":
             said["text"] = "x" * given.get("bytes", 0)

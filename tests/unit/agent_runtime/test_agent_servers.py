@@ -122,6 +122,7 @@ async def test_a_server_of_every_revision_is_asked_for_all_pages_and_called(benc
     refused = await bench.call("refuse")
     assert refused.is_error
     assert refused.text == "arguments are wrong"
+    assert refused.structured == {"code": -32602, "data": {"which": "all"}}
 
 
 @pytest.mark.parametrize("way", ["2025-11-25", "modern"])
