@@ -19,7 +19,7 @@ KEEP_ALIVE_S: Final = 15.0
 
 SESSIONS_MAX: Final = 64
 SESSION_IDLE_MAX_S: Final = 3600.0
-CLIENT_MAX_BYTES: Final = 16 * 1024  # of what a client says of itself, as its session keeps it
+CLIENT_MAX_BYTES: Final = 24 * 1024  # of what a client says of itself; more than the factory takes
 SUBSCRIPTIONS_MAX: Final = 256
 URI_MAX_CHARS: Final = 2048
 STATE_MAX_CHARS: Final = 64 * 1024
