@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from agent_runtime.profile import Agent
+from agent_runtime.software import PACKAGES
 from wire.errors import FactoryError, FieldViolation, Invalid, Refused
 
 GENERIC: Final = "agent_runtime.profiles.generic:Generic"
@@ -29,12 +30,19 @@ async def load(entry_point: str, in_thread: Callable[..., Awaitable[Any]]) -> Ag
 
 async def _import(entry_point: str, module_name: str, in_thread: Callable[..., Awaitable[Any]]) -> ModuleType:
     try:
-        module: ModuleType = await in_thread(importlib.import_module, module_name)
+        module: ModuleType = await in_thread(_import_of_base, module_name)
     except ModuleNotFoundError as error:
         raise _invalid(entry_point, f"cannot import '{module_name}': {error}") from error
     except Exception as error:
         raise code_failed(f"cannot import '{module_name}'", error) from error
     return module
+
+
+def _import_of_base(module_name: str) -> ModuleType:
+    """Import a module of ours, or one of the profile's base: that comes last and replaces nothing of ours."""
+    if PACKAGES.is_dir() and str(PACKAGES) not in sys.path:
+        sys.path.append(str(PACKAGES))
+    return importlib.import_module(module_name)
 
 
 def _invalid(entry_point: str, why: str) -> Invalid:

@@ -8,6 +8,7 @@ from typing import Final
 
 # The base of the profile, where the driver shows one: `bin` for programs, `python` for packages of Python.
 BASE: Final = Path("/opt/base")
+PACKAGES: Final = BASE / "python"
 # Of our own environment only these reach a program: the rest may carry secrets.
 INHERITED: Final = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 

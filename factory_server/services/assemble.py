@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from factory_server.core import manifest as manifests
 from factory_server.core import model, secrets
-from factory_server.core.errors import Refused
+from factory_server.core.errors import FieldViolation, Invalid, Refused, Unavailable
 from factory_server.core.lifecycle import CrewState
 from factory_server.services import networks, skills
 from factory_server.services.parts import Parts
+from factory_server.services.pool import PLAIN
 from factory_server.services.reconciler import LEASE_S, Reconciler
 from factory_server.services.requests import key_of
 from hyperfactory.v1 import crew_service_pb2
@@ -69,9 +71,33 @@ async def plan_of(parts: Parts, manifest: crew_service_pb2.CrewManifest) -> mode
     profiles = await parts.store.get_profiles(sorted({m.profile for m in manifest.members}))
     await skills.check_manifest(parts, manifest, profiles)
     plan = manifests.plan_crew(manifest, profiles, parts.new_id)
+    await _check_bases(parts, manifest, profiles)
     wanted = {name for agent in plan.agents for name in secrets.named_in(agent.spec)}
     await secrets.required(parts.secrets, wanted, f"assemble crew '{manifest.name}'")
     return plan
+
+
+async def _check_bases(
+    parts: Parts, manifest: crew_service_pb2.CrewManifest, profiles: Mapping[str, model.ProfileRow]
+) -> None:
+    """The members' bases are there: to wait for one would end in a timeout that does not name it. Invalid."""
+    gone = set()
+    for base in sorted({row.spec.base for row in profiles.values()} - {"", PLAIN}):
+        with suppress(Unavailable):  # who makes the instances waits for the driver
+            if not await parts.images.has_base(base):
+                gone.add(base)
+    violations = [
+        FieldViolation(
+            f"manifest.members[{place}].profile",
+            f"the base '{profiles[member.profile].spec.base}' of profile '{member.profile}' is not there",
+            "UNKNOWN_BASE",
+        )
+        for place, member in enumerate(manifest.members)
+        if profiles[member.profile].spec.base in gone
+    ]
+    if violations:
+        text = f"cannot assemble crew '{manifest.name}': {violations[0].description}"
+        raise Invalid(text, violations=violations)
 
 
 async def wait_assembled(parts: Parts, reconciler: Reconciler, crew_id: str) -> model.CrewRow:

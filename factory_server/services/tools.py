@@ -19,6 +19,7 @@ from factory_server.services.hub import TOOLS
 from factory_server.services.parts import Parts
 from factory_server.services.registry import RegistryFeed
 from factory_server.services.sessions import Session, Sessions
+from factory_server.services.tools_first import FirstWords
 from factory_server.services.tools_packs import CrewPacks
 from factory_server.services.tools_record import OfferRecord
 from hyperfactory.v1 import agent_service_pb2, types_pb2
@@ -70,6 +71,7 @@ class ToolRegistry:
         self._watchers: set[_Watcher] = set()
         self._mark = ""
         self._record = OfferRecord(parts)
+        self._first = FirstWords()
         self.packs = CrewPacks()
         self.loaded = asyncio.Event()
         sessions.on_report = self.hear
@@ -101,6 +103,7 @@ class ToolRegistry:
             self._offers.pop(agent.id, None)
             self._heard.discard(agent.id)
         self._refresh(agent.id, agent)
+        self._first.look(agent, heard=agent.id in self._offers)
         if self.packs.take(agent):
             self._tell_packs(agent.crew)
 
@@ -155,6 +158,8 @@ class ToolRegistry:
         offer = self._offers.get(agent)
         if row is None:
             return  # nobody knows its name yet: its row rings again
+        if offer is not None:
+            self._first.look(row, heard=True)
         fresh = () if offer is None else tools.entries(row, offer, heard=agent in self._heard)
         crew = self._entries.setdefault(row.crew, {})
         held = crew.get(agent, ())
@@ -199,8 +204,7 @@ class ToolRegistry:
         """Tools that these scopes may use, by crew and name, at most page.size + 1. NotFound for a crew that
         nobody knows."""
         await self._ready()
-        if crew and crew not in self._entries:
-            await self._parts.store.get_crew(crew)
+        await self.spoken(crew)
         found: list[Entry] = []
         for ident in [crew] if crew else sorted(self._entries):
             for entry in self.of_crew(ident).values():
@@ -217,8 +221,20 @@ class ToolRegistry:
         await self._ready()
         entry = self.of_crew(crew).get(name)
         if entry is None:
+            await self.spoken(crew)
+            entry = self.of_crew(crew).get(name)
+        if entry is None:
             raise NotFound(f"crew '{crew}' has no tool '{name}'", resource_type="tool", resource_name=name)
         return entry
+
+    async def spoken(self, crew: str) -> None:
+        """Once those of the crew who have just begun to serve have said what they offer. NotFound for a crew that
+        nobody knows."""
+        if crew and crew not in self._entries:
+            for agent in (await self._parts.store.get_crew(crew)).agents:
+                row = self._agents.find(agent.id)  # without it the registry has no name for what it heard
+                self._first.look(row or agent, heard=row is not None and agent.id in self._offers)
+        await self._first.wait(crew)
 
     async def _ready(self) -> None:
         """A factory that has just started lists what was stored, not nothing."""

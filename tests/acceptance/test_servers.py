@@ -35,13 +35,14 @@ SMALL, LOST = "McpServer/small", "McpServer/lost"
 
 @pytest.fixture(scope="module")
 def base(running: Running) -> Iterator[str]:
-    """A base with one program: the tests' small server."""
+    """A base with the tests' small server, and an example of a profile's own code."""
     home = running.home / "bases" / BASE
     (home / "bin").mkdir(parents=True)
     program = home / "bin" / "small-server"
     source = (ROOT / "tests" / "support" / "stdio_server.py").read_text()
     program.write_text(f"#!/usr/bin/env python3\n{source}")
-    for path in (home, home / "bin", program):
+    shutil.copytree(ROOT / "examples" / "bases" / "greeter" / "python", home / "python")
+    for path in (home, *home.rglob("*")):
         path.chmod(0o755)
     yield BASE
     shutil.rmtree(home)
@@ -168,6 +169,23 @@ def _files_with(home: Path, value: bytes) -> list[Path]:
     return found
 
 
+async def test_a_profile_brings_code_of_its_own_in_its_base(client: Client, base: str) -> None:
+    profile = types_pb2.Profile(name=f"greeter-{request_id()[:8]}")
+    profile.spec.base, profile.spec.entry_point = base, "greeter:Greeter"
+    create = pp.CreateProfileRequest(request_id=request_id(), profile=profile)
+    await client.profiles.CreateProfile(create, timeout=CALL_S, metadata=client.metadata)
+    crew = await client.assemble(name="greet", members=[{"name": "host", "profile": profile.name}])
+    try:
+        asked = await call(client, crew.id, "host__greet")
+        assert asked.is_error, "the caller over gRPC has no answers: it is told what the tool asks for"
+    finally:
+        await client.disband(crew.id)
+    example = (ROOT / "examples" / "bases" / "greeter" / "python" / "greeter.py").read_text()
+    assert example.partition("\n\n")[2] in (ROOT / "docs" / "mcp.md").read_text(), (
+        "the page shows this very code"
+    )
+
+
 async def test_a_secret_that_is_missing_refuses_the_crew(client: Client, base: str) -> None:
     profile = await create_profile(client, base, small())
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -183,3 +201,12 @@ async def test_a_profile_that_contradicts_itself_is_refused_by_field(client: Cli
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     bad = details_of(refused.value, error_details_pb2.BadRequest)
     assert [v.field for v in bad.field_violations] == ["profile.spec.mcp_servers[1].name"]
+
+
+async def test_a_base_that_is_not_there_is_named_at_once(client: Client) -> None:
+    profile = await create_profile(client, "not-there")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.assemble(name="nowhere", members=[{"name": "a", "profile": profile}])
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    [wrong] = details_of(refused.value, error_details_pb2.BadRequest).field_violations
+    assert (wrong.field, "base 'not-there'" in wrong.description) == ("manifest.members[0].profile", True)

@@ -17,7 +17,7 @@ from factory_server.core.errors import Denied, NotFound
 from factory_server.core.lifecycle import AgentState
 from factory_server.core.model import Page
 from factory_server.core.tools import Entry
-from factory_server.services import hibernate
+from factory_server.services import hibernate, tools_first
 from factory_server.services.reach import Reach
 from factory_server.services.tool_calls import ToolCalls
 from hyperfactory.v1 import events_pb2, factory_service_pb2
@@ -79,6 +79,28 @@ async def test_a_crew_is_listed_by_public_names_and_scope(plant: Plant):
     assert {entry.agent_name for entry in only} == {one.name}
     with pytest.raises(NotFound):
         await listed(plant, "c-unknown")
+
+
+async def test_a_crew_that_has_just_become_ready_is_listed_whole(plant: Plant):
+    """Without a look of the test's own at whether the agents have said it yet."""
+    for number in range(3):
+        crew = await assembled(plant, name=f"fresh-{number}", agents=3)
+        assert len(await listed(plant, crew.id)) == 6
+        found = await plant.factory.tools.find(crew.id, "w-3__look")
+        assert found.agent_name == "w-3"
+
+
+async def test_who_has_never_said_anything_delays_a_list_once(plant: Plant, agents: ToolAgents, monkeypatch):
+    monkeypatch.setattr(tools_first, "FIRST_WORD_S", 0.2)
+    monkeypatch.setattr(plant.factory.sessions, "on_report", lambda *_: None)
+    crew = await assembled(plant)
+    began = time.monotonic()
+    assert await listed(plant, crew.id) == []
+    assert time.monotonic() - began < 0.2 * BUSY_MACHINE
+    began = time.monotonic()
+    for _ in range(20):
+        assert await listed(plant, crew.id) == []
+    assert time.monotonic() - began < 0.2 * BUSY_MACHINE
 
 
 async def test_pages_join_to_the_whole(plant: Plant):
