@@ -150,7 +150,8 @@ async def listed_skills(caller: Caller, path: str) -> dict[str, Any]:
 async def test_skills_are_gathered_by_what_they_are(plant: Plant, face: Face, crew: model.CrewRow):
     """Each pack once, whoever has it; other versions are others; files fit the digests that were listed."""
     admin, path = face.operator(), f"/crews/{crew.id}/mcp"
-    one, two = (agent.id for agent in crew.agents)
+    ids = {agent.name: agent.id for agent in crew.agents}
+    one, two = ids["a"], ids["b"]
     first = await publish(plant, with_tools(tool()) | {"assets/raw.bin": bytes(range(256))})
     second = await publish(plant, with_tools(tool("other_name")))
     meta = {META_VERSION: STATELESS, META_CLIENT_CAPABILITIES: {}}
