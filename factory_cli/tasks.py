@@ -46,14 +46,15 @@ async def run(client: Client, out: Output, crew: str, target: Target, text: str,
     result = await follow(client, out, request, within_s=timeout_s + TASK_MARGIN_S)
     if result.status.code:
         raise CommandFailedError(f"the task failed: {result.status.message}")
-    if not out.as_json:
+    if not out.as_json and not result.finish_reason:
         out.document(free_json(result.output))
 
 
 async def follow(
     client: Client, out: Output, request: crew_service_pb2.RunTaskRequest, *, within_s: float
 ) -> agent_service_pb2.TaskResult:
-    """Run a task, print each update, and return its result."""
+    """Run a task, print each update, and return its result. A model's answer is printed as it comes."""
+    said = list[str]()
     async for response in client.crews.RunTask(request, timeout=within_s):
         if out.as_json:
             out.line(response)
@@ -61,10 +62,21 @@ async def follow(
             case "accepted":
                 accepted = response.accepted
                 out.text(f"task {accepted.task} taken by {accepted.agent} generation {accepted.generation}")
+            case "progress" if response.progress.delta:
+                said.append(response.progress.delta)
+                _say(out, response.progress.delta)
             case "progress":
                 out.text(f"  {response.progress.fraction:4.0%}  {response.progress.message}")
             case "result":
+                if said or response.result.finish_reason:
+                    whole = response.result.output.fields["text"].string_value
+                    _say(out, whole.removeprefix("".join(said)) + "\n")
                 return response.result
             case _:
                 pass
     raise CommandFailedError("the task's stream ended before its result; 'crew watch' tells its end")
+
+
+def _say(out: Output, text: str) -> None:
+    if not out.as_json:
+        out.pass_on(text)

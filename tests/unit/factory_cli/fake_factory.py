@@ -126,6 +126,11 @@ class FakeCrews(crew_service_pb2_grpc.CrewServiceServicer):
         progress = agent_service_pb2.TaskProgress(fraction=0.5, message="half")
         yield crew_service_pb2.RunTaskResponse(progress=progress)
         result = agent_service_pb2.TaskResult(output=request.input)
+        if "text" in request.input:
+            for delta in ("Hello", " dear"):
+                progress = agent_service_pb2.TaskProgress(delta=delta)
+                yield crew_service_pb2.RunTaskResponse(progress=progress)
+            result.finish_reason = "stop"
         if "fail" in request.input:
             result.status.code, result.status.message = 2, "the code raised"
         yield crew_service_pb2.RunTaskResponse(result=result)

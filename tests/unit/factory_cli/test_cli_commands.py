@@ -91,6 +91,12 @@ async def test_a_watch_ends_when_nothing_comes(cli, crews):
     assert "cursor: 2" in ended.err
 
 
+async def test_a_models_answer_is_printed_as_it_comes_and_once(cli, crews):
+    ended = await cli("task", "run", "c1", "--any", "--input", '{"text": "Hello dear world"}')
+    assert ended.code == 0
+    assert ended.out.endswith("half\nHello dear world\n")
+
+
 async def test_a_task_prints_progress_and_its_output(cli, crews):
     await cli("crew", "assemble", "-", stdin=MANIFEST)
     ended = await cli("task", "run", "c1", "--agent", "planner", "--input", '{"a": [1, null]}')
