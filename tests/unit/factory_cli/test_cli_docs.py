@@ -25,7 +25,7 @@ def written() -> list[str]:
         for block in FENCED.findall(page.read_text())
         for line in COMMAND.findall(block)
     )
-    return sorted({re.sub(r"\s*(#|&( |$)).*", "", line) for line in lines})
+    return sorted({re.sub(r"\s*(#|<<<|&( |$)).*", "", line) for line in lines})
 
 
 @pytest.mark.parametrize("line", written())
