@@ -104,16 +104,17 @@ class Run:
     async def subscribe(self, wanted: Iterable[str]) -> None:
         """Be told of changes of exactly these resources."""
         wished = frozenset(sorted(wanted)[:SUBSCRIBED_MAX])
-        before, self._subscribed = self._subscribed, wished
         session = self._there()
-        if wished == before or not session.can("resources", "subscribe"):
+        if wished == self._subscribed or not session.can("resources", "subscribe"):
             return
         if session.stateless:
+            self._subscribed = wished
             self._listen()
             return
-        for uri in sorted(wished ^ before):
+        for uri in sorted(wished ^ self._subscribed):
             with suppress(Answered):  # it knows best what can be subscribed to
                 await session.subscribe(uri, wanted=uri in wished)
+            self._subscribed ^= {uri}
 
     def look_at(self, kind: str) -> None:
         """What is of this kind may be another."""

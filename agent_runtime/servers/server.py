@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,7 @@ PAUSE_MAX_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
 LOOK_MAX_S: Final = 40.0
 NAMES_SHOWN: Final = 3
+_WISHES: Final = frozenset({SUBSCRIPTIONS})
 
 
 @dataclass(slots=True)
@@ -139,18 +140,21 @@ class Server:
 
     async def _watch(self, run: Run) -> None:
         """Offer what is there now, as often as it may be another."""
-        kinds: Iterable[str] = (RESOURCES, PROMPTS, SUBSCRIPTIONS)
-        pause_s = CALM_FIRST_S
+        kinds = frozenset({RESOURCES, PROMPTS, SUBSCRIPTIONS})
+        pause_s, looked_s, early = CALM_FIRST_S, 0.0, False
         while True:
             before = self._offered.revision
             for kind in sorted(kinds):
                 await self._look(run, kind)
-            idle = self._offered.revision == before
-            looked_s = time.monotonic()
+            if kinds != _WISHES:
+                vain = early and self._offered.revision == before
+                pause_s = min(pause_s * 2, CALM_MAX_S) if vain else CALM_FIRST_S
+                looked_s = time.monotonic()
             kinds = await run.changed()
             early_s = looked_s + pause_s - time.monotonic()
-            pause_s = min(pause_s * 2, CALM_MAX_S) if idle and early_s > 0 else CALM_FIRST_S
-            await run.calm(early_s)
+            early = kinds != _WISHES and early_s > 0
+            if early:  # the server tells of changes faster than anybody needs to know
+                await run.calm(early_s)
 
     async def _look(self, run: Run, kind: str) -> None:
         """A server that is too busy to say keeps what it had until its next notice."""
@@ -168,6 +172,7 @@ class Server:
         elif kind == RESOURCES and self.spec.resource_scope is not None:
             resources, self._remarks[kind] = await run.resources()
             self._offered.resources.lend(source, resources, self._rank)
+            run.look_at(SUBSCRIPTIONS)
             self._shown()
         elif kind == PROMPTS and self.spec.prompt_scope is not None:
             prompts, self._remarks[kind] = await run.prompts()

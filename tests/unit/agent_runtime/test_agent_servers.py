@@ -15,6 +15,7 @@ import pytest
 
 from agent_runtime.capabilities import Capabilities
 from agent_runtime.servers.condition import Condition
+from agent_runtime.servers.limits import CALM_MAX_S
 from agent_runtime.servers.server import PAUSE_FIRST_S, PAUSE_MAX_S, Pauses
 from agent_runtime.servers.servers import Servers
 from agent_runtime.servers.spec import ServerSpec, spec_of
@@ -132,6 +133,20 @@ async def test_a_new_tool_appears_when_the_server_says_so(bench: Bench, way: str
     await bench.call("grow")
     await bench.until_offered("small__new_one")
     assert (await bench.tools["small__new_one"].handler(Call({}, 5.0, ignore))).text == "new.one"
+
+
+async def test_who_comes_and_goes_as_a_listener_delays_no_news(bench: Bench) -> None:
+    """Only a server that tells of changes in vain is asked less often."""
+    bench.run()
+    await bench.until("Serving")
+    for _ in range(20):
+        stop = bench.offered.tell_updates(lambda _uri: None, lambda: frozenset({"memo://one"}))
+        await asyncio.sleep(0.001)
+        stop()
+    began_s = asyncio.get_running_loop().time()
+    await bench.call("grow")
+    await bench.until_offered("small__new_one")
+    assert asyncio.get_running_loop().time() - began_s < CALM_MAX_S / 2
 
 
 async def test_progress_comes_while_the_tool_works(bench: Bench) -> None:
