@@ -3,6 +3,7 @@
 .PHONY: help setup setup-dev demo serve test check gen release-contract bench chaos dockerd dockerd-stop agent-image clean
 HOME_DIR ?= $(or $(HYPERFACTORY_HOME),run)
 PY := .venv/bin/python
+WORKERS ?= 2
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -20,8 +21,8 @@ demo: setup ## assemble a real crew, run a mission, lose an agent on purpose, le
 serve: setup ## run the stack in the foreground; credentials in run/client.json; Ctrl-C stops it
 	@exec $(PY) -m embedded --under-make --home $(HOME_DIR) $(ARGS)
 
-test: setup-dev ## run every test
-	@.venv/bin/pytest $(ARGS)
+test: setup-dev ## run every test, two files at a time (WORKERS=0: one after another, in one process)
+	@.venv/bin/pytest -n $(WORKERS) $(ARGS)
 
 check: setup-dev ## format, lint, types, floors, contract, freshness of gen/ (a minute at most)
 	@scripts/check.sh
@@ -36,7 +37,7 @@ bench: setup-dev ## measure spawn, assembly, healing and fan-out beside their fl
 	@PYTHONPATH=.:gen exec $(PY) -m bench $(ARGS)
 
 chaos: setup-dev ## kill -9 of every part while a crew works, and 200 crews without a trace
-	@.venv/bin/pytest -s tests/acceptance/test_kills.py tests/acceptance/test_cycles.py $(ARGS)
+	@HYPERFACTORY_CYCLES=200 .venv/bin/pytest -s tests/acceptance/test_kills.py tests/acceptance/test_cycles.py $(ARGS)
 
 dockerd: ## start a private Docker engine (ARGS=--userns-remap maps root to nobody of yours)
 	@scripts/dockerd.sh start $(ARGS)
