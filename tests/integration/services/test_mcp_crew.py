@@ -7,7 +7,6 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import mcp_types as types
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.timeout(240)
 
 MEMBERS = [{"name": name, "profile": "conformance"} for name in ("a", "b")]
 SCENARIOS = {"sep-2640-skills-enumeration": 32, "sep-2640-skills-manifest": 6}
-EXAMPLES = Path(__file__).parents[3] / "examples/skills"
 
 
 @pytest.fixture
@@ -98,7 +96,8 @@ class Person:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_agents_ask_their_callers_back(face: Face, url: str, mode: str):
-    """Two agents at once, each its own questions, within sessions of the client's in the handshake era."""
+    """Two agents at once, each its own questions, within sessions of the client's in the handshake era; and they
+    ask for nothing that the caller has not said that it can."""
     heard: list[float] = []
 
     async def progress(done: float, _total: float | None, _message: str | None) -> None:
@@ -118,11 +117,7 @@ async def test_agents_ask_their_callers_back(face: Face, url: str, mode: str):
         assert heard == [0.0, 0.5, 1.0]
         assert face.crews.counts() == ((1, 2) if mode == "legacy" else (0, 0))
     await until(lambda: face.crews.counts() == (0, 0), what="sessions have ended")
-
-
-async def test_an_agent_asks_only_what_the_caller_can(url: str):
-    """Its session at the agent has the caller's capabilities and no others."""
-    async with McpClient(url, mode="legacy", list_roots_callback=Person().roots) as mcp:
+    async with McpClient(url, mode=mode, list_roots_callback=Person().roots) as mcp:
         found = await mcp.call_tool("a__test_input_required_result_capabilities", {})
         assert "asked and answered" not in str(found.content)
         with pytest.raises(MCPError, match="elicitation"):
@@ -147,7 +142,7 @@ async def listed_skills(caller: Caller, path: str) -> dict[str, Any]:
     return {entry["uri"]: entry for entry in found}
 
 
-async def test_skills_are_gathered_by_what_they_are(plant: Plant, face: Face, crew: model.CrewRow):
+async def test_skills_are_gathered_by_what_they_are(plant: Plant, face: Face, crew: model.CrewRow, url: str):
     """Each pack once, whoever has it; other versions are others; files fit the digests that were listed."""
     admin, path = face.operator(), f"/crews/{crew.id}/mcp"
     ids = {agent.name: agent.id for agent in crew.agents}
@@ -186,6 +181,7 @@ async def test_skills_are_gathered_by_what_they_are(plant: Plant, face: Face, cr
     for method in ("skills/get", "resources/read"):
         refused = await admin.modern(path, method, {"uri": gone}, mcp_name=gone)
         assert refused.json()["error"]["code"] == INVALID_PARAMS
+    await conforms(url)
 
 
 async def two_of(caller: Caller, path: str) -> dict[str, Any] | None:
@@ -203,12 +199,8 @@ async def unmounted(plant: Plant, agent: str) -> None:
     await plant.reconciler.mounts.unmount(wanted, ACTOR)
 
 
-async def test_the_official_suite_finds_the_skills_of_a_crew(plant: Plant, crew: model.CrewRow, url: str):
-    for example in sorted(EXAMPLES.iterdir()):
-        files = {str(p.relative_to(example)): p.read_bytes() for p in example.rglob("*") if p.is_file()}
-        row = await publish(plant, files)
-        for agent in crew.agents:
-            await mount(plant, agent.id, row)
+async def conforms(url: str) -> None:
+    """The official suite finds the extension whole."""
     async with asyncio.TaskGroup() as group:
         runs = {name: group.create_task(run_suite(url, "--scenario", name)) for name in SCENARIOS}
     for name, run in runs.items():
