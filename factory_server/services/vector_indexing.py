@@ -61,8 +61,8 @@ class VectorIndexing:
         if not self.there:
             return None
         try:
-            unit = vectors.units([VectorRow("", query)])[0].coordinates
-            return await self._index.candidates(crew, unit, count)
+            (unit,) = await asyncio.to_thread(vectors.units, [VectorRow("", query)])
+            return await self._index.candidates(crew, unit.coordinates, count)
         except Unavailable as error:
             self._lose(error)
             return None
