@@ -18,9 +18,15 @@ from support.valkey import ValkeyServer
 from test_tool_registry import BUSY_MACHINE, VISIBLE_MAX_S, all_listed, asleep
 
 from factory_server.api.http import mcp_listen, relay
+from factory_server.api.tools import ToolServicer
+from factory_server.core.cursor import CursorCodec
+from factory_server.core.errors import Exhausted
 from factory_server.core.lifecycle import AgentState
 from factory_server.identity.agents import AgentIdentities
-from wire.identity import Identity
+from factory_server.identity.directory import OPERATOR
+from hyperfactory.v1 import tool_service_pb2
+from wire import policy
+from wire.identity import Identity, operator_spiffe
 from wire.mcp.errors import HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_VERSION
 from wire.mcp.revisions import STATELESS
 
@@ -461,6 +467,12 @@ async def test_a_caller_that_calls_too_often_is_told_when_to_come_back(plant: Pl
         assert (refused.status, refused.json()["error"]["code"]) == (429, 8)
         assert int(refused.headers["retry-after"]) > 1
     assert (await other.ask(paths[1], call("look"))).status == 200
+    codec = CursorCodec(await plant.store.secret("cursors"))
+    request = tool_service_pb2.ToolServiceCallToolRequest(crew=crew.id, name="w__look")
+    spiffe = operator_spiffe(OPERATOR)
+    policy.set_caller(policy.Caller(policy.Principal.OPERATOR, spiffe, OPERATOR, scopes=frozenset({"admin"})))
+    with pytest.raises(Exhausted):
+        await anext(aiter(ToolServicer(plant.factory.tool_uses(codec)).CallTool(request, None)))
 
 
 SMUGGLED = (

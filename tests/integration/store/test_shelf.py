@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import shutil
 from pathlib import Path
 
 import pytest
