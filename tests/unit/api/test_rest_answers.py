@@ -27,7 +27,7 @@ def reason(answer: web.Response) -> str:
 def test_whole_numbers_of_free_json_come_back_as_they_went() -> None:
     message = crew_service_pb2.GetContextResponse()
     message.entry.value.struct_value.update({"n": 1, "deep": [{"limit": 1024}], "half": 0.5, "huge": 1e300})
-    assert b'"n":1,' in encode(message) + b","
+    assert b'"n":1,' in encode(message).replace(b"}", b",")  # wherever it stands among the others
     value = json.loads(encode(message))["entry"]["value"]
     assert value == {"n": 1, "deep": [{"limit": 1024}], "half": 0.5, "huge": 1e300}
     assert [type(value[name]) for name in ("n", "half", "huge")] == [int, float, float]
