@@ -129,7 +129,9 @@ class Proxy:
             async with asyncio.timeout(CONNECT_MAX_S), asking as answer:
                 answer.raise_for_status()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise NotConnectedError(f"cannot connect to {self._client.endpoint}: {cause_of(error)}") from error
+            raise NotConnectedError(
+                f"cannot connect to {self._client.endpoint}: {cause_of(error)}"
+            ) from error
 
 
 def foreign(request: web.BaseRequest) -> str | None:
