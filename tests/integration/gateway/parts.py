@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from embedded.ports import is_free
 from factory_server.identity.ca import CertificateAuthority
 from hyperfactory.v1 import (
     agent_service_pb2,
@@ -53,9 +54,8 @@ async def eventually(holds: Callable[[], Any], within_s: float = 15.0) -> Any:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Below the kernel's ephemeral range: no outgoing connection takes it before its owner listens."""
+    return next(port for port in random.sample(range(10_000, 18_000), 100) if is_free(port))
 
 
 class AgentService(agent_service_pb2_grpc.AgentServiceServicer):

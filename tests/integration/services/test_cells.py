@@ -38,8 +38,11 @@ def told(site: Site, crew: model.CrewRow) -> bool:
     wished = {full: i.address for name, i in alive for full in names_of(name, crew.id)}
 
     def found(instance: str) -> bool:
-        names = site.host.instances[instance].names
-        (own,) = (network for network in site.host.networks.values() if instance in network.members)
+        there = site.host.instances.get(instance)
+        own = next((n for n in site.host.networks.values() if instance in n.members), None)
+        if there is None or own is None:
+            return False  # one that leaves is gone before its row says so
+        names = there.names
         return names.keys() <= wished.keys() and wished == {n: names.get(n) or own.resolve(n) for n in wished}
 
     return all(found(instance.id) for _, instance in alive)
