@@ -156,7 +156,9 @@ async def watch_crew(
                         if skip:
                             after = ring.head
                             yield Batch((), str(after), skipped=skip)
-                    continue
+                    if not caught_up or after < ring.head:
+                        continue
+                    # Whatever is committed since rings: no need to ask the store after each event.
                 caught_up = True
                 if time.monotonic() - said >= bookmark_s:
                     said = time.monotonic()

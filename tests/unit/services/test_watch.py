@@ -13,9 +13,12 @@ from service_parts import event, parts
 from factory_server.core.errors import Exhausted, OutOfRange
 from factory_server.core.model import EncodedEvent
 from factory_server.services import watch
+from factory_server.services.hub import Hub
 from factory_server.services.watch import Feed, Ring, Wanted, watch_crew
 
 ALL = Wanted()
+WATCHERS = 20
+SETTLED_TURNS = 50
 
 
 class Store:
@@ -96,6 +99,42 @@ async def test_one_read_of_the_store_serves_all_subscribers():
         found = [group.create_task(feed.read("c1", ring, 10)) for _ in range(50)]
     assert [[e.sequence for e in f.result()] for f in found] == [[11]] * 50
     assert store.reads == before + 1
+
+
+async def test_an_event_costs_one_read_however_many_watch_it_live():
+    store = Store(head=1)
+    given_parts, draining = parts(store=store), asyncio.Event()
+    feed = Feed(given_parts)
+    seen: list[int] = []
+
+    async def watch_live() -> None:
+        async for batch in watch_crew(
+            given_parts, feed, "c1", 1, ALL, bookmark_s=60, on_lag="REPLAY", draining=draining
+        ):
+            seen.extend(e.sequence for e in batch.events)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for _ in range(WATCHERS):
+            group.create_task(watch_live())
+        await until_all_wait(given_parts.hub, "c1")
+        before = store.reads
+        for sequence in (2, 3):
+            store.append()
+            given_parts.hub.ring("c1")
+            while seen.count(sequence) < WATCHERS:
+                await asyncio.sleep(0)
+        draining.set()
+        given_parts.hub.ring("c1")
+    # The third is that of the last ring, with which they look whether they shall go on.
+    assert store.reads - before <= 3
+
+
+async def until_all_wait(hub: Hub, key: str) -> None:
+    """Everybody has seen that there is nothing more, and waits for a ring."""
+    while len(hub._waiters.get(key, ())) < WATCHERS:
+        await asyncio.sleep(0)
+    for _ in range(SETTLED_TURNS):
+        await asyncio.sleep(0)
 
 
 async def test_a_ring_lives_as_long_as_its_readers():
