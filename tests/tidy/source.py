@@ -67,6 +67,7 @@ def dotted(node: ast.expr) -> str:
     return ""
 
 
+@cache
 def _read(path: Path) -> Module:
     text = path.read_text()
     return Module(str(path.relative_to(ROOT)), text, ast.parse(text))
