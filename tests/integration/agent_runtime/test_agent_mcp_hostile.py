@@ -93,7 +93,7 @@ async def test_who_promised_a_structured_result_gives_one_though_it_be_empty(wor
     assert "structuredContent" not in await mcp.call("free")
 
 
-LONG = "x" * 20_000
+LONG = "x" * 30_000
 
 
 @pytest.mark.parametrize(
