@@ -203,7 +203,6 @@ class ToolRegistry:
     async def list(self, crew: str, agent: str, scopes: frozenset[str], page: model.Page) -> Sequence[Entry]:
         """Tools that these scopes may use, by crew and name, at most page.size + 1. NotFound for a crew that
         nobody knows."""
-        await self._ready()
         await self.spoken(crew)
         found: list[Entry] = []
         for ident in [crew] if crew else sorted(self._entries):
@@ -230,6 +229,7 @@ class ToolRegistry:
     async def spoken(self, crew: str) -> None:
         """Once those of the crew who have just begun to serve have said what they offer. NotFound for a crew that
         nobody knows."""
+        await self._ready()
         if crew and crew not in self._entries:
             for agent in (await self._parts.store.get_crew(crew)).agents:
                 row = self._agents.find(agent.id)  # without it the registry has no name for what it heard

@@ -58,7 +58,6 @@ CAPABILITIES: Final[Json] = {
     "extensions": {SKILLS_EXTENSION: {}},
 }
 LIST_TTL_MS: Final = 5000
-ALL: Final = model.Page(1)
 BAD_REQUEST: Final = 400
 NO_CREW: Final = 404
 
@@ -137,7 +136,7 @@ class CrewEndpoint:
             raise web.HTTPNotAcceptable(reason="the stream is text/event-stream")
         crew, caller = request.match_info["crew"], current_caller()
         self._session(request, caller)
-        await self._known(crew, caller)
+        await self._known(crew)
         return await self._streams.of_session(request, crew, caller)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -164,7 +163,7 @@ class CrewEndpoint:
     async def _request(self, asked: Asked) -> web.StreamResponse:
         if asked.stateless:
             checks.check_stateless(asked.headers, asked.message)
-        await self._known(asked.crew, asked.caller)
+        await self._known(asked.crew)
         match asked.message.method, asked.stateless:
             case "tools/list", _:
                 return self._list(asked)
@@ -193,12 +192,10 @@ class CrewEndpoint:
             case method, _:
                 raise unknown_method(method)
 
-    async def _known(self, crew: str, caller: Caller) -> None:
-        """NotFound for a crew that is none."""
-        if self._registry.of_crew(crew):
-            return
+    async def _known(self, crew: str) -> None:
+        """NotFound for a crew that is none. One that is fresh is known when all have said what they offer."""
         try:
-            await self._registry.list(crew, "", caller.scopes, ALL)
+            await self._registry.spoken(crew)
         except NotFound as error:
             wrong = from_native(error)
             raise McpError(wrong.code, wrong.message, wrong.data, NO_CREW) from error
