@@ -13,9 +13,10 @@ from agent_runtime.limits import TOOL_DEFAULT_S
 from agent_runtime.owner import TaskOwner
 from agent_runtime.signals import Inbox
 from agent_runtime.structs import to_dict, to_plain, to_value
+from agent_runtime.tools.memory import SEARCH_DEFAULT
 from hyperfactory.v1 import agent_service_pb2 as pb
 from hyperfactory.v1 import agent_service_pb2_grpc as rpc
-from wire.errors import FactoryError, Invalid, NotFound, Unimplemented
+from wire.errors import FactoryError, Invalid, NotFound
 from wire.policy import TOKEN_PRINCIPALS, Principal, current_caller
 from wire.tokens import SCOPES, SCOPES_METADATA
 
@@ -151,7 +152,7 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def SearchMemory(  # noqa: N802
         self, request: pb.SearchMemoryRequest, context: Any
     ) -> pb.SearchMemoryResponse:
-        hits = await self._instance.agent().search_memory(request.query, request.limit)
+        hits = await self._instance.agent().search_memory(request.query, request.limit or SEARCH_DEFAULT)
         return pb.SearchMemoryResponse(
             hits=[pb.MemoryHit(key=hit.key, value=to_value(hit.value), score=hit.score) for hit in hits]
         )
@@ -171,11 +172,6 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:  # noqa: N802
         grace_s = min(request.grace.ToNanoseconds() / 1e9, DRAIN_MAX_S)
         return pb.DrainResponse(abandoned_tasks=await self._instance.drain(grace_s))
-
-
-def _not_yet(method: str) -> Unimplemented:
-    """The guard answers planned methods before they come here; the stubs' base class demands them all."""
-    return Unimplemented(f"{method} is not served yet")
 
 
 def _scopes() -> frozenset[str]:

@@ -20,7 +20,7 @@ from wire.errors import FactoryError
 
 # Where the registry has them from.
 MEMORY: Final = "memory"
-SEARCH_DEFAULT: Final = 5
+SEARCH_DEFAULT: Final = 10
 SEARCH_MAX: Final = 100
 QUERY_MAX_CHARS: Final = 4096
 _LENGTH: Final = struct.Struct(">I")

@@ -22,6 +22,8 @@ VECTORS_MAX: Final = 10_000
 """Of one crew."""
 SPACE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Ids, coordinates and metadata of one crew."""
+SEARCH_DEFAULT: Final = 10
+"""Hits, where the caller does not say how many."""
 METADATA_BYTES_MAX: Final = 16 * 1024
 FLOAT_BYTES: Final = 4
 SLACK: Final = 1e-5

@@ -46,7 +46,7 @@ class VectorSpaces:
     ) -> crew_service_pb2.SearchVectorsResponse:
         """The nearest, best first. Invalid, NotFound."""
         await self._store.get_crew(request.crew)
-        query = vectors.wanted(request.values)
+        query, limit = vectors.wanted(request.values), request.limit or vectors.SEARCH_DEFAULT
         async with self._searching:
             mark = await self._store.vector_space(request.crew)
             _check(mark, len(request.values))
@@ -54,11 +54,11 @@ class VectorSpaces:
             # What is in memory is compared as quickly as an index answers.
             near = None
             if mark is not None and ready is None and not request.exact:
-                near = await self._near(request.crew, query, request.limit)
+                near = await self._near(request.crew, query, limit)
             hits: Sequence[Hit] = near or ()
             if near is None and mark is not None:
                 space = ready or await self._read(request.crew)
-                hits = await asyncio.to_thread(vectors.nearest, space, query, request.limit) if space else ()
+                hits = await asyncio.to_thread(vectors.nearest, space, query, limit) if space else ()
         self._measures.vector_searches.labels("exact" if near is None else "index").inc()
         shown = await self._shown(request.crew, hits)
         return crew_service_pb2.SearchVectorsResponse(hits=shown, approximate=near is not None)

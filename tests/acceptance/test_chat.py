@@ -87,6 +87,13 @@ async def test_the_official_client_talks_with_an_agent_in_both_ways(models, talk
     name = f"{talker.id}/solo"
     listed = [entry.id async for entry in models.models.list()]
     assert name in listed
+    assert (
+        (await models.models.retrieve(name)).id
+        == (await models.models.retrieve(talker.agents[0].id)).id
+        == name
+    )
+    with pytest.raises(openai.NotFoundError):
+        await models.models.retrieve(f"{talker.id}/nobody")
     messages: list[Any] = [{"role": "user", "content": "please write"}]
     whole = await models.chat.completions.create(model=name, messages=messages)
     assert whole.choices[0].message.content == "Writing. It is done now."

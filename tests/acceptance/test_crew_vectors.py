@@ -44,6 +44,8 @@ async def test_vectors_are_found_replaced_refused_and_gone_with_the_crew(client)
     assert hits[0].vector.metadata["name"] == "north"
     assert list(hits[1].vector.values) == [1, 1]
 
+    assert len(await search(client, crew, 1, 1, limit=0)) == 3, "as many as there are, up to 10"
+
     await upsert(client, crew, vector("north", -1, -1))
     assert [hit.vector.id for hit in await search(client, crew, 0.1, 5)] == ["northeast", "east"]
 

@@ -31,27 +31,31 @@ from wire.validation import RequestValidator
 
 ID_BYTES: Final = 12
 MODELS_MAX_S: Final = 10.0
+MODEL_PATH: Final = completions.MODELS_PATH + "/{model}"
+"""Its name has a slash, which clients send as it is or as %2F."""
 TALKERS: Final = frozenset({Principal.OPERATOR, Principal.AGENT})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def rows() -> tuple[Row, Row]:
+def rows() -> tuple[Row, Row, Row]:
     """Who may talk and look: as Chat's row in the contract says. Whose agents, the handlers ask themselves."""
     return (
         Row(f"POST {completions.PATH}", TALKERS, SCOPES),
         Row(f"GET {completions.MODELS_PATH}", TALKERS, SCOPES, default_deadline_s=MODELS_MAX_S),
+        Row(f"GET {MODEL_PATH}", TALKERS, SCOPES, default_deadline_s=MODELS_MAX_S),
     )
 
 
 def add_routes(face: HttpFace, chats: Chats, agents: Callable[[], Mapping[str, model.AgentRow]]) -> None:
-    """Serve both paths; `agents` are the live ones, by id."""
+    """Serve the paths; `agents` are the live ones, by id."""
     talk = Talk(chats, agents)
-    for (verb, path, handler), row in zip(
-        (("POST", completions.PATH, talk.chat), ("GET", completions.MODELS_PATH, talk.models)),
-        rows(),
-        strict=True,
-    ):
+    served = (
+        ("POST", completions.PATH, talk.chat),
+        ("GET", completions.MODELS_PATH, talk.models),
+        ("GET", MODEL_PATH.replace("{model}", "{model:.+}"), talk.model),
+    )
+    for (verb, path, handler), row in zip(served, rows(), strict=True):
         face.app.router.add_route(verb, path, _shaped(face, handler, row))
 
 
@@ -76,7 +80,7 @@ def _shaped(face: HttpFace, handler: Handler, row: Row) -> Handler:
 
 
 class Talk:
-    """The two paths."""
+    """The paths."""
 
     def __init__(self, chats: Chats, agents: Callable[[], Mapping[str, model.AgentRow]]) -> None:
         self._chats = chats
@@ -87,11 +91,18 @@ class Talk:
         """The agents that the caller may talk with."""
         crew = _own_crew(current_caller())
         shown = [
-            completions.model(f"{agent.crew}/{agent.name}", int(agent.created_at.timestamp()), agent.profile)
+            _entry(agent)
             for agent in sorted(self._agents().values(), key=lambda agent: (agent.crew, agent.name))
             if agent.state not in TERMINAL and crew in ("", agent.crew)
         ]
         return web.json_response({"object": "list", "data": shown})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One of them."""
+        own_crew = _own_crew(current_caller())
+        return web.json_response(
+            _entry(await self._chats.find(request.match_info["model"], own_crew=own_crew))
+        )
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One completion, streamed where the caller wishes; it ends when the caller goes away."""
@@ -127,6 +138,10 @@ async def _streamed(
         await response.write(completions.sse(completions.failure(error)[1]))
     await response.write_eof()
     return response
+
+
+def _entry(agent: model.AgentRow) -> dict[str, Any]:
+    return completions.model(f"{agent.crew}/{agent.name}", int(agent.created_at.timestamp()), agent.profile)
 
 
 def _own_crew(caller: Caller) -> str:

@@ -52,10 +52,9 @@ def components() -> dict[str, Json]:
             "The agents that the caller may talk with.",
             ["object", "data"],
             object={"const": "list"},
-            data=_list(
-                _object("An agent.", ["id", "object"], id=text, object={"const": "model"}, owned_by=text)
-            ),
+            data=_list(_named("Model")),
         ),
+        "Model": _object("An agent.", ["id", "object"], id=text, object={"const": "model"}, owned_by=text),
         "OpenAIError": _object(
             "What went wrong; `code` is our reason.",
             ["error"],
@@ -90,6 +89,11 @@ def paths() -> dict[str, Json]:
                 "OpenAI", "ListModels", "The agents that the caller may talk with, as models", chat.TALKERS
             )
             | _results({"200": _answer("The models.", _named("ModelList"))}, _named("OpenAIError"))
+        },
+        chat.MODEL_PATH: {
+            "get": _operation("OpenAI", "GetModel", "One of them", chat.TALKERS)
+            | {"parameters": [_parameter("model")]}
+            | _results({"200": _answer("The model.", _named("Model"))}, _named("OpenAIError"))
         },
         a2a.PATH: {
             "get": _operation("A2A", "GetAgentCard", "The card of an agent", OPERATORS, READERS)

@@ -1378,7 +1378,7 @@ class SearchMemoryRequest(_message.Message):
     query: _builtins.str
     """In words."""
     limit: _builtins.int
-    """At most so many, 1 to 100."""
+    """At most so many, up to 100; 0: 10."""
     def __init__(
         self,
         *,

@@ -1902,7 +1902,7 @@ class SearchVectorsRequest(_message.Message):
     crew: _builtins.str
     """The crew's id."""
     limit: _builtins.int
-    """At most so many, 1 to 100."""
+    """At most so many, up to 100; 0: 10."""
     exact: _builtins.bool
     """Whether every vector must be compared: slower in a large space, and misses none."""
     @_builtins.property
