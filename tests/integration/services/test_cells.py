@@ -184,10 +184,12 @@ async def test_a_crash_at_any_step_leaves_nothing_behind(site: Site) -> None:
         crew = await assembled(heir, agents=2, **BRIDGE)
         object.__setattr__(heir.parts, "cells", (0, 0))
         await disbanded(heir, crew.id)
-        for row in await heir.store.list_networks():
-            await heir.store.release_networks([row.id])
 
         async def empty(heir: Plant = heir) -> bool:
+            for (
+                row
+            ) in await heir.store.list_networks():  # one may have been under way when no more were wished
+                await heir.store.release_networks([row.id])
             return not (await heir.store.list_networks() or await heir.store.list_instances())
 
         await until(empty, what="nothing waits", within_s=45.0)
