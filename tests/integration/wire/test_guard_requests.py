@@ -93,7 +93,7 @@ async def test_violations_are_spelled_as_paths_of_the_request(world: Any, factor
     [
         errors.NotFound("agent 'x' is unknown", resource_type="Agent", resource_name="x"),
         errors.Refused("agent 'x' is BUSY", metadata={"state": "BUSY"}),
-        errors.Exhausted("at most 3 crews", quota="crews", retry_after_s=2.5),
+        errors.Exhausted("at most 3 crews", quota="crews", retry_after_s=2.5, metadata={"limit": "crews"}),
         errors.Stale("agent 'x' was changed meanwhile"),
     ],
 )
