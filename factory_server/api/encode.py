@@ -107,14 +107,13 @@ class Encoder:
 
     def crew(self, row: model.CrewRow, cursor: str = "") -> types_pb2.Crew:
         """One crew with its agents by name; agents that are STOPPED are shown only when all are."""
-        agents = sorted(row.agents, key=lambda a: a.name)
-        live = [a for a in agents if a.state is not AgentState.STOPPED]
+        live = [a for a in row.agents if a.state is not AgentState.STOPPED]
         return types_pb2.Crew(
             id=row.id,
             uid=row.uid,
             name=row.name,
             state=CREW_STATES[row.state],
-            agents=[self.agent(a) for a in (live or agents)],
+            agents=[self.agent(a) for a in (live or row.agents)],
             last_sequence=row.last_sequence,
             labels=_struct(row.manifest.labels),
             create_time=timestamp(row.created_at),

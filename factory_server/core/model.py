@@ -5,7 +5,7 @@ Rows are facts read from the store at one moment. Times are aware UTC datetimes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -114,6 +114,16 @@ class CrewRow:
     drain_until: datetime | None = None
     context_cursor: str = ""
     agents: Sequence[AgentRow] = ()
+
+
+def in_order(agents: Iterable[AgentRow]) -> tuple[AgentRow, ...]:
+    """As crews show their members: by name, `coder-10` after `coder-9`; who bore a name first comes first."""
+    return tuple(sorted(agents, key=lambda agent: (_natural(agent.name), agent.id)))
+
+
+def _natural(name: str) -> tuple[str, int]:
+    head, _, tail = name.rpartition("-")
+    return (head, int(tail)) if head and tail.isascii() and tail.isdigit() else (name, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class KnownCrew:
             reason=head.reason,
             message=head.message,
             ready_at=head.ready_at,
-            agents=[self.agents[agent] for agent in sorted(self.agents)],
+            agents=model.in_order(self.agents.values()),
         )
 
     def _know(self, state: CrewState, sequence: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from psycopg.rows import DictRow
 
 from factory_server.core.lifecycle import AgentState, CrewState
-from factory_server.core.model import AgentRow, CrewRow, InstanceRow, InstanceState
+from factory_server.core.model import AgentRow, CrewRow, InstanceRow, InstanceState, in_order
 from hyperfactory.v1 import crew_service_pb2, types_pb2
 
 
@@ -102,11 +102,5 @@ def crew_row(r: DictRow, agents: Sequence[AgentRow]) -> CrewRow:
         expires_at=r["expires_at"],
         drain_until=r["drain_until"],
         context_cursor=r["context_cursor"],
-        agents=tuple(sorted(agents, key=lambda agent: (natural(agent.name), agent.id))),
+        agents=in_order(agents),
     )
-
-
-def natural(name: str) -> tuple[str, int]:
-    """Sort `coder-10` after `coder-9`."""
-    head, _, tail = name.rpartition("-")
-    return (head, int(tail)) if head and tail.isascii() and tail.isdigit() else (name, 0)

@@ -31,7 +31,7 @@ def stepped(row, state: CrewState, members: set[str]) -> Stepped:
 
 
 def test_the_crew_is_as_the_commit_left_it():
-    warming = [agent(name, AgentState.WARMING) for name in ("b", "a")]
+    warming = [agent(name, AgentState.WARMING) for name in ("w-10", "w-9")]
     crew = known(*warming)
     ready = [replace(row, state=AgentState.READY) for row in warming]
     members = {row.id for row in ready}
@@ -42,6 +42,7 @@ def test_the_crew_is_as_the_commit_left_it():
     assert (crew.ready.state, crew.ready.last_sequence, crew.ready.ready_at) == (CrewState.READY, 5, NOW)
     assert crew.ready.reason == "MembersReady"
     assert {row.id: row.state for row in crew.ready.agents} == dict.fromkeys(members, AgentState.READY)
+    assert [row.name for row in crew.ready.agents] == ["w-9", "w-10"], "in the order of the store's answers"
 
 
 @pytest.mark.parametrize("members", [{"a-a", "a-added-elsewhere"}, set()])
