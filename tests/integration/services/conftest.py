@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from support.http_face import Face, open_face
 from support.site import Plant, Site, open_site
 from support.valkey import ValkeyServer, running_valkey
 
@@ -34,3 +35,10 @@ async def site(postgres_url: str, valkey: ValkeyServer) -> AsyncIterator[Site]:
 async def plant(site: Site) -> Plant:
     """A factory that runs."""
     return await site.plant()
+
+
+@pytest.fixture
+async def face(plant: Plant) -> AsyncIterator[Face]:
+    """Its HTTP side."""
+    async with open_face(plant) as opened:
+        yield opened

@@ -16,7 +16,7 @@ from mcp import MCPError
 from support.asking import ACTOR, assembled, request_id
 from support.conformance import run_suite
 from support.forwarder import Pair, forwarded
-from support.http_face import Caller, Face, open_face, tls
+from support.http_face import Caller, Face, tls
 from support.packs import archive, tool, with_tools
 from support.site import Plant, until
 
@@ -47,12 +47,6 @@ async def crew(plant: Plant) -> model.CrewRow:
     names = {f"{name}__test_sampling" for name in ("a", "b")}
     await until(lambda: names <= plant.factory.tools.of_crew(made.id).keys(), what="both have tools")
     return made
-
-
-@pytest.fixture
-async def face(plant: Plant) -> AsyncIterator[Face]:
-    async with open_face(plant) as opened:
-        yield opened
 
 
 @pytest.fixture

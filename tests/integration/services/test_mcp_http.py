@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 from support.asking import assembled
-from support.http_face import Caller, Face, open_face, tls
+from support.http_face import Caller, Face, tls
 from support.site import Plant, Site, open_site, until
 from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
@@ -114,12 +114,6 @@ def agents(endpoints: dict[str, Mcp]) -> ToolAgents:
 @pytest.fixture
 async def site(postgres_url: str, valkey: ValkeyServer, agents: ToolAgents) -> AsyncIterator[Site]:
     async with open_site(postgres_url, valkey.url, agent=agents.run) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def face(plant: Plant) -> AsyncIterator[Face]:
-    async with open_face(plant) as opened:
         yield opened
 
 

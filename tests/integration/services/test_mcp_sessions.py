@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 from support.asking import assembled, disbanded, stopped
-from support.http_face import Answer, Caller, Face, open_face
+from support.http_face import Answer, Caller, Face
 from support.site import Plant, Site, open_site, until
 from support.tool_agents import ToolAgent, ToolAgents, tool
 from support.valkey import ValkeyServer
@@ -117,12 +117,6 @@ def village(made: dict[str, Asker]) -> ToolAgents:
 @pytest.fixture
 async def site(postgres_url: str, valkey: ValkeyServer, village: ToolAgents) -> AsyncIterator[Site]:
     async with open_site(postgres_url, valkey.url, agent=village.run) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def face(plant: Plant) -> AsyncIterator[Face]:
-    async with open_face(plant) as opened:
         yield opened
 
 
