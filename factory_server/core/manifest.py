@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from factory_server.core import egress
 from factory_server.core.errors import FieldViolation, Invalid
 from factory_server.core.model import AgentPlan, CrewPlan, ProfileRow
+from factory_server.core.scopes import width
 from hyperfactory.v1 import crew_service_pb2, types_pb2
 
 MANIFEST_BYTES_MAX = 256 * 1024
@@ -15,8 +16,6 @@ NAME_CHARS_MAX = 63
 CONTEXT_VALUE_BYTES_MAX = 64 * 1024
 RESERVED_NAMES = frozenset({"bus", "egress"})
 """A member's socket is called like the member; these are the crew's own."""
-SCOPE_WIDTH = {"reviewer": 0, "coder": 1, "admin": 2}
-"""Wider scopes have higher numbers."""
 
 NewId = Callable[[str], str]
 """Makes an id with the given prefix."""
@@ -141,7 +140,7 @@ def _member_violations(
     if profile.stage == "RETIRED":
         yield FieldViolation(f"{path}.profile", f"profile '{member.profile}' is retired", "RETIRED_PROFILE")
     own = profile.spec.scope or "coder"
-    if member.scope and SCOPE_WIDTH[member.scope] > SCOPE_WIDTH[own]:
+    if member.scope and width(member.scope) > width(own):
         yield FieldViolation(
             f"{path}.scope", f"'{member.scope}' is wider than the profile's '{own}'", "SCOPE_WIDENED"
         )

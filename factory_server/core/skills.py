@@ -16,6 +16,7 @@ from jsonschema.exceptions import SchemaError
 
 from factory_server.core import skill_frontmatter
 from factory_server.core.errors import FieldViolation, Invalid, SkillRefused
+from factory_server.core.scopes import SCOPES, by_effect, width
 from factory_server.core.skill_archive import Entry, refused
 from factory_server.core.skill_frontmatter import Frontmatter
 
@@ -30,7 +31,6 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 PLAIN, EXECUTABLE = 0o644, 0o755
 RUNNABLE_SUFFIXES: Final = (".py", ".sh")
 SCRIPT_FOLDERS: Final = ("scripts/", "bin/")
-SCOPES: Final = ("reviewer", "coder", "admin")
 SCHEMA_KEYWORDS: Final = frozenset(
     {
         *("description", "title", "default", "examples", "$schema", "type"),
@@ -277,9 +277,9 @@ def _tool(item: Any, files: Mapping[str, PackFile]) -> PackTool:
 
 
 def _scope(name: str, scope: str, *, read_only: bool) -> str:
-    least = "reviewer" if read_only else "coder"
+    least = by_effect(read_only=read_only)
     scope = scope or least
-    if scope not in SCOPES or SCOPES.index(scope) < SCOPES.index(least):
+    if scope not in SCOPES or width(scope) < width(least):
         raise refused("tools", f"the scope of tool '{name}' is none, or too narrow for what it does")
     return scope
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
+from factory_server.core import scopes
 from factory_server.core.errors import Denied
 from factory_server.core.lifecycle import SERVING, TERMINAL, AgentState
 from factory_server.core.model import AgentRow
@@ -23,8 +24,6 @@ CONDITION_TYPE_MAX_CHARS = 128
 CONDITION_TEXT_MAX_CHARS = 512
 OURS = frozenset({"Healthy"})
 """What the factory itself says of an agent; no agent says it of itself."""
-REACH = ("admin", "coder", "reviewer")
-"""Scopes, the widest first: each reaches what the ones after it reach."""
 GONE = (AgentState.DRAINING, *TERMINAL)
 """States in which an agent's tools are not listed: it takes no call any more."""
 
@@ -170,35 +169,26 @@ def by_name(listed: Iterable[Entry]) -> dict[str, Entry]:
     return found
 
 
-def reach(scopes: Iterable[str]) -> str:
-    """The widest of these scopes; empty for none. Whoever has the same reach sees the same tools."""
-    return next((scope for scope in REACH if scope in scopes), "")
-
-
 def asked(tool: agent_service_pb2.Tool) -> str:
     """The least scope that may use the tool: its effect asks for one, and it may ask for more."""
-    by_effect = "reviewer" if tool.read_only else "coder"
-    return min(by_effect, tool.scope or by_effect, key=_place)
+    least = scopes.by_effect(read_only=tool.read_only)
+    return max(least, tool.scope or least, key=scopes.width)
 
 
-def _place(scope: str) -> int:
-    """The widest first; one that we do not know is wider than all."""
-    return REACH.index(scope) if scope in REACH else -1
-
-
-def may_use(tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> bool:
+def may_use(tool: agent_service_pb2.Tool, held: Iterable[str]) -> bool:
     """Whether these scopes see and call the tool."""
-    return _place(reach(scopes) or "reviewer") <= _place(asked(tool))
+    return scopes.width(scopes.widest(held) or "reviewer") >= scopes.width(asked(tool))
 
 
-def check_use(name: str, tool: agent_service_pb2.Tool, scopes: Iterable[str]) -> None:
+def check_use(name: str, tool: agent_service_pb2.Tool, held: Iterable[str]) -> None:
     """Denied where these scopes do not reach the tool."""
-    if not may_use(tool, scopes):
+    if not may_use(tool, held):
         needed = asked(tool)
+        able = [scope for scope in reversed(scopes.SCOPES) if scopes.width(scope) >= scopes.width(needed)]
         raise Denied(
             f"the token's scope does not reach tool '{name}': it asks for '{needed}'",
             reason="SCOPE_MISSING",
-            metadata={"tool": name, "scope": " ".join(s for s in REACH if _place(s) <= _place(needed))},
+            metadata={"tool": name, "scope": " ".join(able)},
         )
 
 

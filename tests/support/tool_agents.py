@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from aiohttp import web
@@ -21,6 +21,8 @@ from hyperfactory.v1 import agent_service_pb2_grpc, events_pb2
 from wire import status
 from wire.errors import NotFound, Unavailable
 from wire.health import HealthServicer, add_health
+
+Made = TypeVar("Made")
 
 
 def tool(name: str, *, read_only: bool = False, description: str = "") -> pb.Tool:
@@ -66,14 +68,24 @@ class ToolAgents:
     first: tuple[pb.Tool, ...] = ()
     live: dict[str, ToolAgent] = field(default_factory=dict)
     """By name: names are unique in a test's crew."""
-    prepare: Any = None
+    _prepare: list[Callable[[ToolAgent], None]] = field(default_factory=list)
+
+    def each(self, make: Callable[[ToolAgent], Made]) -> dict[str, Made]:
+        """What is made for every agent before it serves, by instance: filled as they begin."""
+        made: dict[str, Made] = {}
+
+        def prepare(agent: ToolAgent) -> None:
+            made[agent.instance.spec.instance] = make(agent)
+
+        self._prepare.append(prepare)
+        return made
 
     async def run(self, instance: FakeInstance) -> int:
         """The agent of one instance, as `FakeHost` runs it."""
         me = ToolAgent(instance)
         me.offer(*self.first)
-        if self.prepare is not None:
-            self.prepare(me)
+        for prepare in self._prepare:
+            prepare(me)
         own = Path(instance.own_dir)
         server = grpc.aio.server()
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(_Servicer(self, me), server)

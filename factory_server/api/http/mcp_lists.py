@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from factory_server.core import tools
 from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import Invalid
+from factory_server.core.scopes import widest
 from factory_server.core.tools import Entry
 from hyperfactory.v1 import agent_service_pb2
 from wire.mcp import forms, messages
@@ -66,7 +67,7 @@ class EncodedLists:
         self._crews.move_to_end(crew)  # the last one used is the last to go
         if len(self._crews) > CREWS_MAX:
             self._crews.popitem(last=False)
-        reach = tools.reach(scopes)
+        reach = widest(scopes)
         listed = kept.lists.get(reach)
         if listed is None:
             listed = kept.lists[reach] = [

@@ -95,24 +95,20 @@ class Mcp:
 
 
 @pytest.fixture
-def endpoints() -> dict[str, Mcp]:
+def agents() -> ToolAgents:
+    return ToolAgents(first=(tool("hang"), tool("stream"), tool("write"), tool("look", read_only=True)))
+
+
+@pytest.fixture
+def endpoints(agents: ToolAgents) -> dict[str, Mcp]:
     """The agents' endpoints by instance."""
-    return {}
+    return agents.each(Mcp)
 
 
 @pytest.fixture
-def agents(endpoints: dict[str, Mcp]) -> ToolAgents:
-    village = ToolAgents(first=(tool("hang"), tool("stream"), tool("write"), tool("look", read_only=True)))
-
-    def prepare(agent: ToolAgent) -> None:
-        endpoints[agent.instance.spec.instance] = Mcp(agent)
-
-    village.prepare = prepare
-    return village
-
-
-@pytest.fixture
-async def site(postgres_url: str, valkey: ValkeyServer, agents: ToolAgents) -> AsyncIterator[Site]:
+async def site(
+    postgres_url: str, valkey: ValkeyServer, agents: ToolAgents, endpoints: dict[str, Mcp]
+) -> AsyncIterator[Site]:
     async with open_site(postgres_url, valkey.url, agent=agents.run) as opened:
         yield opened
 

@@ -98,24 +98,20 @@ class Asker:
 
 
 @pytest.fixture
-def made() -> dict[str, Asker]:
+def village() -> ToolAgents:
+    return ToolAgents(first=tuple(map(tool, TOOLS)))
+
+
+@pytest.fixture
+def made(village: ToolAgents) -> dict[str, Asker]:
     """The agents' endpoints by instance."""
-    return {}
+    return village.each(Asker)
 
 
 @pytest.fixture
-def village(made: dict[str, Asker]) -> ToolAgents:
-    village = ToolAgents(first=tuple(map(tool, TOOLS)))
-
-    def prepare(agent: ToolAgent) -> None:
-        made[agent.instance.spec.instance] = Asker(agent)
-
-    village.prepare = prepare
-    return village
-
-
-@pytest.fixture
-async def site(postgres_url: str, valkey: ValkeyServer, village: ToolAgents) -> AsyncIterator[Site]:
+async def site(
+    postgres_url: str, valkey: ValkeyServer, village: ToolAgents, made: dict[str, Asker]
+) -> AsyncIterator[Site]:
     async with open_site(postgres_url, valkey.url, agent=village.run) as opened:
         yield opened
 

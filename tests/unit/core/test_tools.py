@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from factory_server.core import tools
 from factory_server.core.lifecycle import AgentState
+from factory_server.core.scopes import SCOPES
 from hyperfactory.v1 import agent_service_pb2
 from tests.unit.services.service_parts import agent
 from wire.mcp.names import NAME_MAX_CHARS, public_name
@@ -115,4 +116,4 @@ def test_a_tool_may_ask_for_more_than_its_effect_does_and_never_for_less():
         ("unheard of", True, []),
     ):
         found = agent_service_pb2.Tool(name="t", read_only=read_only, scope=scope)
-        assert [who for who in tools.REACH if tools.may_use(found, {who})] == able, (scope, read_only)
+        assert [who for who in reversed(SCOPES) if tools.may_use(found, {who})] == able, (scope, read_only)
