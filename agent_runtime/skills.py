@@ -19,28 +19,18 @@ from agent_runtime.structs import to_dict
 from agent_runtime.tools.registry import Call, Outcome, Tool
 from hyperfactory.v1 import agent_service_pb2 as pb
 from wire.errors import AlreadyExists, Exhausted, FieldViolation, Invalid
+from wire.mcp.skills import ENTRY, SCHEME, entry, mime_type
 
-ENTRY: Final = "SKILL.md"
-SCHEME: Final = "skill://"
 LINK: Final = Path(".agents/skills")
 """Below the workspace: where programs look that know skills from elsewhere."""
 STARTUP_SPARE_S: Final = 0.2
-MIME_TYPES: Final = {".md": "text/markdown", ".json": "application/json", ".txt": "text/plain"}
-UNKNOWN_TYPE: Final = "application/octet-stream"
 
 InThread = Callable[..., Awaitable[Any]]
 
 
 def entry_of(skill: pb.MountedSkill) -> dict[str, Any]:
     """A pack as MCP's skills extension lists it: frontmatter, and every file with digest and size."""
-    return {
-        "uri": f"{SCHEME}{skill.name}/{ENTRY}",
-        "frontmatter": to_dict(skill.frontmatter),
-        "resources": [
-            {"uri": f"{SCHEME}{skill.name}/{file.path}", "digest": f"sha256:{file.sha256}", "size": file.size}
-            for file in skill.files
-        ],
-    }
+    return entry(f"{SCHEME}{skill.name}/", to_dict(skill.frontmatter), skill.files)
 
 
 @dataclass(eq=False)
@@ -81,7 +71,7 @@ class Mounted:
                     self.message.name if of_pack else file.path,
                     self._reader(file.path),
                     description=str(about.get("description", "")) if of_pack else "",
-                    mime_type=MIME_TYPES.get(Path(file.path).suffix, UNKNOWN_TYPE),
+                    mime_type=mime_type(file.path),
                 )
             )
         return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Final
 
 from factory_server.api.http.mcp_asked import Asked
@@ -19,11 +18,10 @@ from factory_server.core.cursor import CursorCodec
 from factory_server.core.errors import NotFound
 from factory_server.core.skills import ENTRY, Pack, PackFile, SkillRef
 from factory_server.services.tools_packs import CrewPacks, Library
-from wire.mcp import forms
+from wire.mcp import forms, skills
 from wire.mcp.errors import HANDSHAKE_RESOURCE_NOT_FOUND, INVALID_PARAMS, McpError, invalid_params
 from wire.mcp.messages import Json
 
-SCHEME: Final = "skill://"
 DIGEST_CHARS: Final = 32
 """128 bits: nobody finds two packs that share them."""
 FILES_MAX: Final = 1000
@@ -32,8 +30,6 @@ AGENTS_SHOWN_MAX: Final = 50
 URI_MAX_CHARS: Final = 2048
 CONTENT_TTL_MS: Final = 3_600_000
 """What a URI leads to is always the same."""
-MIME_TYPES: Final = {".md": "text/markdown", ".json": "application/json", ".txt": "text/plain"}
-UNKNOWN_TYPE: Final = "application/octet-stream"
 
 
 class Skills:
@@ -92,7 +88,7 @@ class Skills:
             code = INVALID_PARAMS if asked.stateless else HANDSHAKE_RESOURCE_NOT_FOUND
             raise McpError(code, "resource not found", {"uri": uri[:URI_MAX_CHARS]}) from error
         content = await asyncio.to_thread(_content, data)
-        about = {"uri": uri, "mimeType": mime_type(path)}
+        about = {"uri": uri, "mimeType": skills.mime_type(path)}
         return forms.cached({"contents": [about | content]}, ttl_ms=CONTENT_TTL_MS)
 
     async def _known(self, crew: str) -> Mapping[SkillRef, Pack]:
@@ -107,24 +103,15 @@ class Skills:
 def uri_of(pack: Pack, path: str) -> str:
     """A file's, the same in every crew."""
     digest = pack.digest.partition(":")[2]
-    return f"{SCHEME}{digest[:DIGEST_CHARS]}/{pack.name}/{path}"
+    return f"{skills.SCHEME}{digest[:DIGEST_CHARS]}/{pack.name}/{path}"
 
 
 def entry(pack: Pack, agents: Sequence[str]) -> Json:
     """A pack as the extension lists it, and which agents have it."""
-    files = [
-        {"uri": uri_of(pack, file.path), "digest": f"sha256:{file.sha256}", "size": file.size}
-        for file in pack.files
-    ]
     meta = {META + "skill": str(pack.ref), META + "agents": list(agents[:AGENTS_SHOWN_MAX])}
     if len(agents) > AGENTS_SHOWN_MAX:
         meta[META + "moreAgents"] = str(len(agents) - AGENTS_SHOWN_MAX)
-    return {
-        "uri": uri_of(pack, ENTRY),
-        "frontmatter": dict(pack.frontmatter),
-        "resources": files,
-        "_meta": meta,
-    }
+    return skills.entry(uri_of(pack, ""), pack.frontmatter, pack.files) | {"_meta": meta}
 
 
 def resource(pack: Pack, file: PackFile) -> Json:
@@ -132,15 +119,10 @@ def resource(pack: Pack, file: PackFile) -> Json:
     shown: Json = {
         "uri": uri_of(pack, file.path),
         "name": file.path,
-        "mimeType": mime_type(file.path),
+        "mimeType": skills.mime_type(file.path),
         "size": file.size,
     }
     return shown | {"name": pack.name, "description": pack.description} if file.path == ENTRY else shown
-
-
-def mime_type(path: str) -> str:
-    """By the file's ending."""
-    return MIME_TYPES.get(PurePosixPath(path).suffix, UNKNOWN_TYPE)
 
 
 def _find(known: Mapping[SkillRef, Pack], uri: str) -> tuple[Pack, str]:
